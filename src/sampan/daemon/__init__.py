@@ -1,0 +1,1 @@
+"""The daemon: configuration, sockets, wiring, signals, systemd, metrics endpoint."""

@@ -1,0 +1,1 @@
+"""The domain and the Python API: images, pods, containers, events, stats, garbage, recovery."""

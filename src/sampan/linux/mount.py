@@ -1,0 +1,147 @@
+"""Mounts: mount(2), umount2(2), and the mount API by descriptor of Linux 5.2 and later."""
+
+import ctypes
+
+from sampan.linux.syscall import fail, libc, syscall
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_SYNCHRONOUS = 0x10
+MS_REMOUNT = 0x20
+MS_MANDLOCK = 0x40
+MS_DIRSYNC = 0x80
+MS_NOSYMFOLLOW = 0x100
+MS_NOATIME = 0x400
+MS_NODIRATIME = 0x800
+MS_BIND = 0x1000
+MS_MOVE = 0x2000
+MS_REC = 0x4000
+MS_SILENT = 0x8000
+MS_UNBINDABLE = 1 << 17
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
+MS_LAZYTIME = 1 << 25
+
+MNT_FORCE = 1
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+AT_SYMLINK_NOFOLLOW = 0x100
+
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = 0o2000000
+
+MOVE_MOUNT_F_SYMLINKS = 0x01
+MOVE_MOUNT_F_EMPTY_PATH = 0x04
+MOVE_MOUNT_T_SYMLINKS = 0x10
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+
+MOUNT_ATTR_RDONLY = 0x01
+MOUNT_ATTR_NOSUID = 0x02
+MOUNT_ATTR_NODEV = 0x04
+MOUNT_ATTR_NOEXEC = 0x08
+MOUNT_ATTR_ATIME = 0x70
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_IDMAP = 0x00100000
+MOUNT_ATTR_NOSYMFOLLOW = 0x00200000
+
+FSOPEN_CLOEXEC = 1
+FSMOUNT_CLOEXEC = 1
+_FSCONFIG_SET_FLAG = 0
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_SET_FD = 5
+_FSCONFIG_CMD_CREATE = 6
+
+# These numbers are the same on every architecture: they were added after the tables were unified.
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_FSOPEN = 430
+_SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
+_SYS_MOUNT_SETATTR = 442
+
+
+class MountAttr(ctypes.Structure):
+    """``struct mount_attr`` of mount_setattr(2)."""
+
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def _c(text: str | bytes | None) -> bytes | None:
+    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+
+
+def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
+    """mount(2).
+
+    Raises:
+        OSError: With ``target`` as its path.
+    """
+    if libc.mount(_c(source), _c(target), _c(fstype), ctypes.c_ulong(flags), _c(data)) != 0:
+        raise fail(target)
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2); ``flags`` of ``MNT_*`` and ``UMOUNT_NOFOLLOW``."""
+    if libc.umount2(_c(target), flags) != 0:
+        raise fail(target)
+
+
+def open_tree(dirfd: int, path: str, flags: int) -> int:
+    """open_tree(2): a descriptor of the mount at ``path``, or of a detached copy with ``OPEN_TREE_CLONE``."""
+    return syscall(_SYS_OPEN_TREE, dirfd, _c(path), flags, path=path)
+
+
+def move_mount(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int) -> None:
+    """move_mount(2): attach a detached mount, or move one."""
+    syscall(_SYS_MOVE_MOUNT, from_fd, _c(from_path), to_fd, _c(to_path), flags, path=to_path or None)
+
+
+def mount_setattr(dirfd: int, path: str, flags: int, attr: MountAttr) -> None:
+    """mount_setattr(2): change a mount's (or with ``AT_RECURSIVE`` a tree's) attributes at once."""
+    syscall(_SYS_MOUNT_SETATTR, dirfd, _c(path), flags, ctypes.byref(attr), ctypes.sizeof(attr), path=path or None)
+
+
+def fsopen(fstype: str) -> int:
+    """fsopen(2): a context in which to configure a new file system of ``fstype``."""
+    return syscall(_SYS_FSOPEN, _c(fstype), FSOPEN_CLOEXEC, path=fstype)
+
+
+def fsconfig_string(fd: int, key: str, value: str) -> None:
+    """Set an option that takes a value."""
+    syscall(_SYS_FSCONFIG, fd, _FSCONFIG_SET_STRING, _c(key), _c(value), 0, path=f"{key}={value}")
+
+
+def fsconfig_fd(fd: int, key: str, value: int) -> None:
+    """Set an option that takes a descriptor."""
+    syscall(_SYS_FSCONFIG, fd, _FSCONFIG_SET_FD, _c(key), None, value, path=key)
+
+
+def fsconfig_flag(fd: int, key: str) -> None:
+    """Set an option that takes no value."""
+    syscall(_SYS_FSCONFIG, fd, _FSCONFIG_SET_FLAG, _c(key), None, 0, path=key)
+
+
+def fsconfig_create(fd: int) -> None:
+    """Make the superblock from what was configured."""
+    syscall(_SYS_FSCONFIG, fd, _FSCONFIG_CMD_CREATE, None, None, 0)
+
+
+def fsmount(fd: int, attributes: int = 0) -> int:
+    """fsmount(2): a detached mount of the configured file system."""
+    return syscall(_SYS_FSMOUNT, fd, FSMOUNT_CLOEXEC, attributes)

@@ -1,0 +1,1 @@
+"""CNI: conflists, plugin execution, cached results, and the built-in plugins."""

@@ -1,0 +1,1 @@
+"""OCI distribution: resolving hosts, authenticating, pulling, pushing, copying, serving."""

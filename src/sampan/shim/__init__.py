@@ -1,0 +1,1 @@
+"""The zygote, and the monitor that it forks for each pod."""

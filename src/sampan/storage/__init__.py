@@ -1,0 +1,1 @@
+"""Content, snapshots, metadata and leases; alone in writing the data root."""
