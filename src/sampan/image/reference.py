@@ -83,9 +83,11 @@ class Reference:
         """The repository as people write it: ``nginx`` for ``docker.io/library/nginx``."""
         if self.domain != DEFAULT_DOMAIN:
             return self.repository
-        short = self.path.removeprefix(_OFFICIAL)
-        # "library/a/b" shortened would read as the repository a/b, and "library/a.b/c" as one on a host.
-        return self.path if "/" in short else short
+        # "library/a/b" shortened would read as the repository a/b, and "a.b/c" as one on the host a.b.
+        for short in (self.path.removeprefix(_OFFICIAL), self.path):
+            if _split_domain(short) == (self.domain, self.path):
+                return short
+        return self.repository
 
     @property
     def familiar(self) -> str:

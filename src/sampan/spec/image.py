@@ -125,7 +125,7 @@ class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
         return cls(os="linux", architecture=os.uname().machine).normalised()
 
     def normalised(self) -> "Platform":
-        """One name for each architecture: ``x86_64`` is ``amd64``; ``arm64``'s ``v8`` goes unsaid, ``arm`` is ``v7``."""
+        """One name for each architecture: ``x86_64`` is ``amd64``; ``arm64/v8`` is ``arm64``; ``arm`` is ``v7``."""
         architecture, variant = _ARCHITECTURES.get(self.architecture, (self.architecture, ""))
         variant = self.variant or variant
         if (architecture, variant) in {("arm64", "v8"), ("arm64", "8"), ("amd64", "v1")}:
@@ -282,10 +282,14 @@ class _Shape(msgspec.Struct):
 
     schema_version: int = msgspec.field(default=0, name="schemaVersion")
     media_type: str = msgspec.field(default="", name="mediaType")
-    config: msgspec.Raw | None = None
-    layers: msgspec.Raw | None = None
-    fs_layers: msgspec.Raw | None = msgspec.field(default=None, name="fsLayers")
-    manifests: msgspec.Raw | None = None
+    config: msgspec.Raw = msgspec.Raw()
+    layers: msgspec.Raw = msgspec.Raw()
+    fs_layers: msgspec.Raw = msgspec.field(default=msgspec.Raw(), name="fsLayers")
+    manifests: msgspec.Raw = msgspec.Raw()
+
+    def has(self, field: str) -> bool:
+        """Whether the document has the field, with something other than null."""
+        return bytes(getattr(self, field)) not in (b"", b"null")
 
 
 _T = TypeVar("_T")
@@ -299,6 +303,8 @@ def _decode(data: bytes, kind: type[_T], what: str, limit: int) -> _T:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         raise Corrupt(f"{what}: {_field_path(str(error))}") from None
+    except InvalidInput as error:
+        raise Corrupt(f"{what}: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(f"{what}: not JSON: {error}") from None
 
@@ -336,17 +342,17 @@ def decode_manifest(data: bytes, media_type: str = "") -> Manifest | Index:
         Unsupported: It is a Docker schema 1 manifest.
     """
     shape = _decode(data, _Shape, "manifest", MANIFEST_LIMIT)
-    if shape.schema_version == 1 or shape.fs_layers is not None:
+    if shape.schema_version == 1 or shape.has("fs_layers"):
         raise Unsupported("manifest: Docker schema 1 is not read", hint="push the image again with a newer tool")
     if shape.schema_version not in (0, 2):
         raise Corrupt(f"manifest: schemaVersion: {shape.schema_version} is not 2")
-    if shape.manifests is not None and (shape.layers is not None or shape.config is not None):
+    if shape.has("manifests") and (shape.has("layers") or shape.has("config")):
         raise Corrupt("manifest: has both manifests and layers or config, so that two readers see two images")
     claims = {claim for claim in (shape.media_type, media_type) if claim in MANIFEST_TYPES | INDEX_TYPES}
     if len(claims) > 1:
         raise Corrupt(f"manifest: mediaType: says {shape.media_type} but came as {media_type}")
-    is_index = shape.manifests is not None
-    if not is_index and shape.config is None:
+    is_index = shape.has("manifests")
+    if not is_index and not shape.has("config"):
         is_index = bool(claims & INDEX_TYPES)
     if claims & (MANIFEST_TYPES if is_index else INDEX_TYPES):
         raise Corrupt(f"manifest: mediaType: {claims.pop()} does not fit the document's fields")
