@@ -1,0 +1,77 @@
+"""Being told that a group ran out of memory."""
+
+from __future__ import annotations
+
+import os
+import select
+
+from sampan.cgroup.hierarchy import read_pairs, write_file
+
+
+class OomWatch:
+    """A descriptor to wait on, and the count behind it. The owner closes it.
+
+    A v1 group also signals when it is removed; the count then says that nothing was killed.
+
+    Args:
+        fd: To be polled.
+        events: What to poll it for: POLLIN of a v1 eventfd, POLLPRI of v2's ``memory.events``.
+        count_path: Keyed file in which the kernel counts ``oom_kill``.
+        extra: A descriptor that must live as long as the watch.
+    """
+
+    __slots__ = ("_count_path", "_extra", "events", "fd")
+
+    def __init__(self, fd: int, events: int, count_path: str, extra: int = -1) -> None:
+        self.fd = fd
+        self.events = events
+        self._count_path = count_path
+        self._extra = extra
+
+    @classmethod
+    def v1(cls, directory: str) -> OomWatch:
+        """Watch a v1 memory group (cgroup-v1/memory, "OOM Control")."""
+        control = f"{directory}/memory.oom_control"
+        watched = os.open(control, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        watch = cls(fd, select.POLLIN, control, watched)
+        try:
+            write_file(f"{directory}/cgroup.event_control", f"{fd} {watched}")
+        except BaseException:
+            watch.close()
+            raise
+        return watch
+
+    @classmethod
+    def v2(cls, directory: str) -> OomWatch:
+        """Watch a v2 group (cgroup-v2, "memory.events")."""
+        path = f"{directory}/memory.events"
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        watch = cls(fd, select.POLLPRI, path)
+        watch.drain()
+        return watch
+
+    def drain(self) -> int:
+        """Take note of what was signalled, so that the next poll waits; returns the kills counted so far."""
+        try:
+            if self.events & select.POLLPRI:
+                os.pread(self.fd, 4096, 0)
+            else:
+                os.read(self.fd, 8)
+        except OSError:
+            pass  # nothing was signalled, or the group is gone
+        return self.kills()
+
+    def kills(self) -> int:
+        """Processes killed so far; 0 of a group that is gone."""
+        try:
+            return read_pairs(self._count_path).get("oom_kill", 0)
+        except OSError:
+            return 0
+
+    def close(self) -> None:
+        """Close the descriptors; a second call does nothing."""
+        for fd in (self.fd, self._extra):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self._extra = -1

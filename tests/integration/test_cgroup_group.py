@@ -1,0 +1,259 @@
+"""A group's life on this machine's real cgroups, whichever version they are."""
+
+import os
+import select
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from sampan.cgroup import Group, mode, open_group
+from sampan.cgroup.hierarchy import layout, parse_proc_cgroup, read_file
+from sampan.errors import InvalidInput, SampanError
+
+pytestmark = pytest.mark.root
+
+ROOT = "/sampan-test"
+
+
+@pytest.fixture
+def group() -> Iterator[Group]:
+    made = open_group(f"{ROOT}/{os.getpid()}/inner")
+    made.create()
+    yield made
+    made.kill()
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            break
+    made.remove()
+    assert not made.exists()
+    assert not any(os.path.exists(point + ROOT) for point in layout().controllers.values())
+
+
+def spawn(group: Group, work: str = "sleep") -> int:
+    """A child in the group that waits to be killed, or does some work first."""
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            group.join()
+            os.write(tell, b"!")
+            if work == "eat":
+                bytearray(256 << 20)[:: os.sysconf("SC_PAGESIZE")] = b"x" * (256 << 20 >> 12)
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(tell)
+    assert os.read(ready, 1) == b"!"
+    os.close(ready)
+    return pid
+
+
+def v1_only() -> None:
+    if mode() == "v2":
+        pytest.skip("looks at files of cgroup v1")
+
+
+def test_join_puts_the_process_into_every_hierarchy(group: Group) -> None:
+    pid = spawn(group)
+    found = parse_proc_cgroup(read_file(f"/proc/{pid}/cgroup"))
+    for name, directory in group.paths().items():
+        if name or mode() == "v2":
+            assert directory.endswith(found[name]), name
+    assert group.pids() == [pid]
+
+
+def test_joining_another_process(group: Group) -> None:
+    other = open_group(f"{group.path}/other")
+    other.create()
+    pid = spawn(group)
+    other.join(pid)
+    assert other.pids() == [pid]
+    assert group.pids(all=False) == []
+    assert group.pids() == [pid]
+
+
+def test_limits_are_the_kernels(group: Group) -> None:
+    v1_only()
+    group.set(
+        {
+            "cpu": {"shares": 512, "period": 50000, "quota": 5000, "burst": 1000, "cpus": "0"},
+            "memory": {"limit": 64 << 20, "reservation": 32 << 20, "swappiness": 10},
+            "pids": {"limit": 20},
+            "blockIO": {"throttleReadBpsDevice": []},
+        }
+    )
+    paths = group.paths()
+    assert read_file(f"{paths['cpu']}/cpu.cfs_quota_us") == "5000\n"
+    assert read_file(f"{paths['cpu']}/cpu.cfs_period_us") == "50000\n"
+    assert read_file(f"{paths['cpu']}/cpu.cfs_burst_us") == "1000\n"
+    assert read_file(f"{paths['cpu']}/cpu.shares") == "512\n"
+    assert read_file(f"{paths['cpuset']}/cpuset.cpus") == "0\n"
+    assert read_file(f"{paths['memory']}/memory.limit_in_bytes") == f"{64 << 20}\n"
+    assert read_file(f"{paths['memory']}/memory.swappiness") == "10\n"
+    assert read_file(f"{paths['pids']}/pids.max") == "20\n"
+
+
+def test_memory_and_swap_move_up_and_down(group: Group) -> None:
+    v1_only()
+    directory = group.paths()["memory"]
+    for limit, swap in ((64, 128), (256, 512), (32, 32), (32, -1), (64, 64)):
+        group.set({"memory": {"limit": limit << 20, "swap": swap << 20 if swap > 0 else -1}})
+        assert read_file(f"{directory}/memory.limit_in_bytes") == f"{limit << 20}\n"
+    group.set({"memory": {"limit": -1}})
+    assert int(read_file(f"{directory}/memory.memsw.limit_in_bytes")) > 1 << 60
+
+
+def test_a_limit_below_the_usage_is_refused_when_asked_to_check(group: Group) -> None:
+    spawn(group)
+    with pytest.raises(InvalidInput, match=r"linux\.resources\.memory\.limit: 4096 is less"):
+        group.set({"memory": {"limit": 4096, "checkBeforeUpdate": True}})
+
+
+def test_a_limit_that_cannot_be_held_names_its_field(group: Group) -> None:
+    with pytest.raises(SampanError, match="rdma"):
+        group.set({"rdma": {"mlx5_0": {"hcaHandles": 3}}})
+    with pytest.raises(InvalidInput, match=r"cpu\.shares: 1 is less"):
+        group.set({"cpu": {"shares": 1}})
+
+
+def test_devices_are_denied_but_for_the_list(group: Group) -> None:
+    group.set_devices([{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "major": 1, "minor": 11}])
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        group.join()
+        outcome = b""
+        os.mknod(path := f"/tmp/sampan-mem-{os.getpid()}", 0o20600, os.makedev(1, 1))
+        for name in ("/dev/null", "/dev/kmsg", path):
+            try:
+                os.close(os.open(name, os.O_RDONLY))
+                outcome += b"y"
+            except PermissionError:
+                outcome += b"n"
+        os.unlink(path)
+        os.write(tell, outcome)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(ready, 10) == b"yyn"
+
+
+def test_privileged_devices_allow_everything(group: Group) -> None:
+    v1_only()
+    group.set_devices([{"allow": True, "access": "rwm"}])
+    assert read_file(f"{group.paths()['devices']}/devices.list") == "a *:* rwm\n"
+
+
+def test_a_frozen_process_dies_when_killed(group: Group) -> None:
+    pid = spawn(group)
+    group.freeze()
+    assert group.frozen()
+    group.kill()
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert not group.frozen()
+
+
+def test_a_fork_bomb_is_killed_whole(group: Group) -> None:
+    group.set({"pids": {"limit": 64}})
+    pid = os.fork()
+    if pid == 0:
+        group.join()
+        while True:
+            try:
+                os.fork()
+            except OSError:
+                pass
+    while len(group.pids()) < 10:
+        os.sched_yield()
+    group.kill()
+    os.waitpid(pid, 0)
+
+
+def test_removal_takes_nested_groups_but_not_a_parent_in_use(group: Group) -> None:
+    sibling = open_group(f"{os.path.dirname(group.path)}/sibling")
+    sibling.create()
+    nested = open_group(f"{sibling.path}/a/b/c")
+    nested.create()
+    sibling.remove()
+    assert not nested.exists()
+    assert group.exists()
+
+
+def test_removal_waits_for_processes_that_are_dying(group: Group) -> None:
+    pids = [spawn(group) for _ in range(3)]
+    group.kill()
+    group.remove()
+    assert not group.exists()
+    for pid in pids:
+        os.waitpid(pid, 0)
+    group.create()
+
+
+def test_a_parent_that_was_there_stays() -> None:
+    v1_only()
+    parent = f"{layout().controllers['pids']}/sampan-test-foreign"
+    os.mkdir(parent)
+    try:
+        made = open_group("/sampan-test-foreign/ours/one")
+        made.create()
+        made.remove()
+        assert os.listdir(parent)
+        assert not os.path.exists(f"{parent}/ours")
+        # The other hierarchies had no such parent, so it was ours there.
+        assert not os.path.exists(f"{layout().controllers['memory']}/sampan-test-foreign")
+    finally:
+        os.rmdir(parent)
+
+
+def test_running_out_of_memory_is_told_and_counted(group: Group) -> None:
+    group.set({"memory": {"limit": 16 << 20, "swap": 16 << 20}})
+    watch = group.oom_watch()
+    assert watch.kills() == 0
+    pid = spawn(group, "eat")
+    poll = select.poll()
+    poll.register(watch.fd, watch.events)
+    assert poll.poll(10_000)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert watch.drain() >= 1
+    assert group.oom_kills() >= 1
+    assert not poll.poll(0)
+    watch.close()
+    watch.close()
+
+
+def test_statistics_have_runcs_shape(group: Group) -> None:
+    spawn(group)
+    group.set({"pids": {"limit": 33}, "memory": {"limit": 64 << 20}})
+    stats = group.stats()
+    assert stats["pids"] == {"current": 1, "limit": 33}
+    assert stats["memory"]["usage"]["limit"] == 64 << 20
+    assert stats["memory"]["usage"]["usage"] > 0
+    assert stats["cpu"]["usage"]["total"] > 0
+    assert set(stats) == {
+        "cpu",
+        "cpuset",
+        "memory",
+        "pids",
+        "blkio",
+        "hugetlb",
+        "intel_rdt",
+        "network_interfaces",
+    }
+    assert group.memory_working_set() <= group.memory_usage()
+
+
+def test_a_group_that_is_gone_is_quiet() -> None:
+    gone = open_group(f"{ROOT}-never")
+    gone.remove()
+    gone.kill()
+    assert gone.pids() == []
+    assert gone.oom_kills() == 0
+    assert not gone.exists()
+
+
+@pytest.mark.parametrize("path", ["", "/a/../../b", "a/../..", "/a\n"])
+def test_paths_that_lead_elsewhere_are_refused(path: str) -> None:
+    with pytest.raises(InvalidInput, match="cgroupsPath"):
+        open_group(path)
