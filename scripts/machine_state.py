@@ -1,0 +1,205 @@
+"""What a runtime could leave behind on a machine, as sets that can be compared.
+
+``MachineState.take()`` before and after some work, and ``after.left_since(before)``, tell what the work left: mounts,
+network links, named network namespaces, namespaces in use, cgroups, nftables rules, processes, loop devices and files
+in the directories that runtimes write to. ``settled_since`` waits a little, as the kernel takes network
+namespaces and dead cgroups away in its own time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+
+#: Directories watched for new entries, with the depth to look into.
+WATCHED = {
+    "/run": 2,
+    "/var/run/netns": 1,
+    "/var/lib": 1,
+    "/var/lib/cni": 3,
+    "/var/lib/sampan": 1,
+    "/etc/cni": 2,
+    "/etc/sampan": 2,
+    "/opt": 1,
+    "/tmp": 1,
+    "/dev/shm": 1,
+    "/dev/mqueue": 1,
+}
+#: Entries in those that belong to test runners, editors and the like.
+IGNORED = re.compile(
+    r"^/tmp/(pytest-of-|hypothesis|hsperf|go-build|bash_jobs|tmux-|mypy|ruff)|^/run/(lock|user|systemd|log)"
+)
+CGROUP_ROOT = "/sys/fs/cgroup"
+
+
+@dataclass(frozen=True)
+class MachineState:
+    """One look at the machine: kind of thing -> the things."""
+
+    things: dict[str, frozenset[str]]
+
+    @classmethod
+    def take(cls) -> MachineState:
+        """Looks now."""
+        return cls(
+            {
+                "mount": frozenset(_mounts()),
+                "network link": frozenset(os.listdir("/sys/class/net")),
+                "namespace": frozenset(_namespaces()),
+                "cgroup": frozenset(_cgroups()),
+                "nftables rule": frozenset(_nft()),
+                "process": frozenset(_processes()),
+                "loop device": frozenset(_loops()),
+                "file": frozenset(_files()),
+                "System V object": frozenset(_sysv()),
+            }
+        )
+
+    def left_since(self, before: MachineState) -> list[str]:
+        """What is there now and was not before, a line for each."""
+        return [
+            f"{kind}: {thing}" for kind, things in self.things.items() for thing in sorted(things - before.things[kind])
+        ]
+
+
+def settled_since(before: MachineState, seconds: float = 5.0) -> list[str]:
+    """What is left since ``before``, once what the kernel takes away late had time to go."""
+    deadline = time.monotonic() + seconds
+    while True:
+        left = MachineState.take().left_since(before)
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
+
+
+def _mounts() -> list[str]:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        found = []
+        for line in file:
+            fields, _, tail = line.partition(" - ")
+            found.append(f"{fields.split()[4]} ({tail.split()[0]})")
+    return found
+
+
+def _pids() -> list[str]:
+    return [name for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _namespaces() -> set[str]:
+    """Namespaces that some process is in; those pinned by a mount are among the mounts."""
+    found = set()
+    for pid in _pids():
+        for kind in ("net", "mnt", "pid", "ipc", "uts", "user", "cgroup"):
+            try:
+                found.add(os.readlink(f"/proc/{pid}/ns/{kind}"))
+            except OSError:
+                continue
+    return found
+
+
+def _cgroups() -> list[str]:
+    found = []
+    for folder, folders, _ in os.walk(CGROUP_ROOT):
+        found += [os.path.join(folder, name) for name in folders if not os.path.islink(os.path.join(folder, name))]
+    return found
+
+
+def _nft() -> set[str]:
+    """Tables, chains, rules, sets and set elements; without counters and handles, which change by themselves."""
+    nft = shutil.which("nft", path=os.environ.get("PATH", "") + ":/usr/sbin")
+    if nft is None or os.geteuid() != 0:
+        return set()
+    result = subprocess.run([nft, "-j", "list", "ruleset"], capture_output=True, text=True, check=False)
+    if result.returncode or not result.stdout:
+        return set()
+    items = json.loads(result.stdout)["nftables"]
+    return {json.dumps(_without_noise(item), sort_keys=True) for item in items if "metainfo" not in item}
+
+
+def _without_noise(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_noise(item) for key, item in value.items() if key not in ("handle", "packets", "bytes")}
+    if isinstance(value, list):
+        return [_without_noise(item) for item in value]
+    return value
+
+
+def _processes() -> list[str]:
+    """``PID/start time command line`` of every process but this one, its ancestors and the kernel's threads."""
+    found = []
+    ours = _ancestors(os.getpid())
+    for pid in _pids():
+        stat = _stat(pid)
+        if stat is None or int(pid) in ours or stat["parent"] == 2 or pid == "2":
+            continue
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            continue
+        zombie = " (zombie)" if stat["state"] == "Z" else ""
+        found.append(f"{pid}@{stat['start']} {words or stat['name']}{zombie}")
+    return found
+
+
+def _ancestors(pid: int) -> set[int]:
+    found: set[int] = set()
+    while pid > 0 and pid not in found:
+        found.add(pid)
+        stat = _stat(str(pid))
+        pid = int(stat["parent"]) if stat else 0
+    return found
+
+
+def _stat(pid: str) -> dict[str, int | str] | None:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            head, _, tail = file.read().rpartition(") ")
+    except OSError:
+        return None
+    fields = tail.split()
+    return {"name": head.partition("(")[2], "state": fields[0], "parent": int(fields[1]), "start": fields[19]}
+
+
+def _loops() -> list[str]:
+    found = []
+    for name in os.listdir("/sys/block") if os.path.isdir("/sys/block") else ():
+        path = f"/sys/block/{name}/loop/backing_file"
+        if name.startswith("loop") and os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                found.append(f"{name} {file.read().strip()}")
+    return found
+
+
+def _sysv() -> list[str]:
+    found = []
+    for kind in ("shm", "msg", "sem"):
+        try:
+            with open(f"/proc/sysvipc/{kind}", encoding="utf-8") as file:
+                found += [f"{kind} {line.split()[1]}" for line in file.readlines()[1:]]
+        except OSError:
+            continue
+    return found
+
+
+def _files() -> list[str]:
+    found: list[str] = []
+    for root, depth in WATCHED.items():
+        _list(root, depth, found)
+    return [path for path in found if not IGNORED.match(path)]
+
+
+def _list(folder: str, depth: int, found: list[str]) -> None:
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    for entry in entries:
+        found.append(entry.path)
+        if depth > 1 and entry.is_dir(follow_symlinks=False):
+            _list(entry.path, depth - 1, found)

@@ -1,0 +1,48 @@
+"""What every test run shares: the root marker's meaning, and the proof that the run left nothing on the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from machine_state import MachineState, settled_since
+
+TESTS = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--leftovers",
+        choices=("off", "report", "fail"),
+        default="off",
+        help="compare mounts, links, namespaces, cgroups, nft rules, processes and files before and after the run",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests below integration/ need root, marked or not; without root they are skipped."""
+    for item in items:
+        if TESTS / "integration" in item.path.parents and item.get_closest_marker("root") is None:
+            item.add_marker(pytest.mark.root)
+        if item.get_closest_marker("root") is not None and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    mode = request.config.getoption("--leftovers")
+    if mode == "off":
+        yield
+        return
+    before = MachineState.take()
+    yield
+    left = settled_since(before)
+    if left:
+        text = "the tests left on this machine:\n  " + "\n  ".join(left)
+        if mode == "fail":
+            pytest.fail(text, pytrace=False)
+        reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(text)
