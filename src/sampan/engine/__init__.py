@@ -1,1 +1,4 @@
-"""The domain and the Python API: images, pods, containers, events, stats, garbage, recovery."""
+"""The domain and the Python API: images, pods, containers, events, stats, garbage, recovery.
+
+Start at :class:`sampan.engine.engine.Engine`.
+"""

@@ -235,6 +235,8 @@ class ContainerRecord(msgspec.Struct, kw_only=True):
     log_path: str = ""
     cgroup_path: str = ""
     resources: Resources = Resources()
+    #: User, group and supplementary groups that its process was started with.
+    user: tuple[int, int, tuple[int, ...]] | None = None
     restart_count: int = 0
 
 

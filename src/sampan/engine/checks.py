@@ -1,0 +1,94 @@
+"""What a request may say: bounds and forms that hold for every caller, checked before anything is made."""
+
+import re
+
+from sampan.engine.model import ContainerSpec, Metadata, PodSpec
+from sampan.errors import InvalidInput
+
+_SYSCTL = re.compile(r"[a-z0-9][a-z0-9_-]*([./][a-z0-9][a-z0-9_-]*)+")
+_SYSCTL_VALUE = re.compile(r"[^\x00-\x1f\x7f]*")
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+_MAX_TEXT = 64 << 10
+
+#: Namespaced sysctls of the IPC namespace; those of ``net.`` belong to the network namespace (namespaces(7)).
+_IPC_SYSCTLS = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
+
+
+def pod(spec: PodSpec) -> None:
+    """Check a pod's request.
+
+    Raises:
+        InvalidInput: Names the field.
+    """
+    _metadata(spec.metadata)
+    if spec.hostname and not _HOSTNAME.fullmatch(spec.hostname):
+        raise InvalidInput(f'"{spec.hostname}" is no host name of at most 64 characters', field="hostname")
+    for name, value in spec.sysctls.items():
+        _sysctl(spec, name, value)
+    _cgroup_parent(spec.cgroup_parent)
+    if spec.log_directory and not spec.log_directory.startswith("/"):
+        raise InvalidInput(f'"{spec.log_directory}" is not absolute', field="log_directory")
+    for position, port in enumerate(spec.ports):
+        for field, number in (("container_port", port.container_port), ("host_port", port.host_port)):
+            if not 0 <= number <= 65535:
+                raise InvalidInput(f"{number} is no port", field=f"port_mappings[{position}].{field}")
+    _labels(spec.labels, "labels")
+    _labels(spec.annotations, "annotations")
+
+
+def container(spec: ContainerSpec) -> None:
+    """Check a container's request.
+
+    Raises:
+        InvalidInput: Names the field.
+    """
+    _metadata(spec.metadata)
+    if ".." in spec.log_path.split("/") or spec.log_path.startswith("/"):
+        raise InvalidInput(f'"{spec.log_path}" leads out of the pod\'s log directory', field="log_path")
+    for field, texts in (("command", spec.command), ("args", spec.args)):
+        for position, text in enumerate(texts):
+            if "\0" in text:
+                raise InvalidInput("holds a NUL byte", field=f"{field}[{position}]")
+    for position, (name, _) in enumerate(spec.envs):
+        if not name or "=" in name or "\0" in name:
+            raise InvalidInput(f'"{name}" is no name of a variable', field=f"envs[{position}].key")
+    for position, mount in enumerate(spec.mounts):
+        if "\0" in mount.container_path + mount.host_path + mount.image_subpath:
+            raise InvalidInput("holds a NUL byte", field=f"mounts[{position}]")
+    _labels(spec.labels, "labels")
+    _labels(spec.annotations, "annotations")
+
+
+def _metadata(metadata: Metadata) -> None:
+    for field, text in (("name", metadata.name), ("uid", metadata.uid), ("namespace", metadata.namespace)):
+        if len(text) > 1024 or "\0" in text or "\n" in text:
+            raise InvalidInput("is longer than 1024 characters or holds a control character", field=f"metadata.{field}")
+    if not metadata.name:
+        raise InvalidInput("is empty", field="metadata.name")
+
+
+def _sysctl(spec: PodSpec, name: str, value: str) -> None:
+    field = f'sysctls["{name}"]'
+    # A name becomes a path below /proc/sys and a value a line of a file: neither may lead elsewhere (CVE-2022-0811).
+    if not _SYSCTL.fullmatch(name) or not _SYSCTL_VALUE.fullmatch(value):
+        raise InvalidInput("is not the name and one-line value of a sysctl", field=field)
+    dotted = name.replace("/", ".") if "." not in name.split("/")[0] else name
+    if dotted.startswith("net."):
+        if spec.namespaces.network == "node":
+            raise InvalidInput("is not allowed with the machine's network namespace", field=field)
+    elif dotted.startswith(_IPC_SYSCTLS):
+        if spec.namespaces.ipc == "node":
+            raise InvalidInput("is not allowed with the machine's IPC namespace", field=field)
+    else:
+        raise InvalidInput("belongs to no namespace: it would change the machine", field=field)
+
+
+def _cgroup_parent(parent: str) -> None:
+    if parent and (".." in parent.split("/") or "\0" in parent or "\n" in parent):
+        raise InvalidInput(f'"{parent}" is no cgroup path', field="linux.cgroup_parent")
+
+
+def _labels(labels: dict[str, str], field: str) -> None:
+    size = sum(len(key) + len(value) for key, value in labels.items())
+    if size > 4 * _MAX_TEXT:
+        raise InvalidInput(f"{size} bytes are more than {4 * _MAX_TEXT}", field=field)

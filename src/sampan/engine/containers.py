@@ -1,0 +1,358 @@
+"""Containers: made in a pod, started, stopped, removed, listed, waited for.
+
+A container's end is recorded on disk by its monitor before anyone is told. ``settle`` folds that into the record, once,
+with its event; whoever looks first does it: the daemon's watch, a list, a command line.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from sampan.cgroup import open_group
+from sampan.engine import checks, oci
+from sampan.engine.model import ContainerRecord, ContainerSpec, PodRecord, Resources
+from sampan.engine.pods import unique_name
+from sampan.engine.records import Flights, new_id
+from sampan.engine.stats import ContainerStats
+from sampan.errors import AlreadyExists, NotFound, SampanError, TimedOut, Unavailable, WrongState
+from sampan.shim.client import read_exit
+from sampan.storage import mount as snapshot_mount
+
+if TYPE_CHECKING:
+    from sampan.engine.engine import Engine
+    from sampan.engine.execs import AttachSession, ExecResult, ExecSession
+
+#: Exit code of a container whose end nobody saw, as containerd gives it.
+UNKNOWN_EXIT = 255
+
+
+class Containers:
+    """The containers of one engine."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._flights = Flights()
+
+    def create(self, pod_id: str, spec: ContainerSpec) -> ContainerRecord:
+        """Make a container up to where its program would run. The same request again gets the same container.
+
+        Raises:
+            NotFound: No such pod, or no such image.
+            InvalidInput: A field of the request is wrong.
+            WrongState: The pod is not ready.
+        """
+        checks.container(spec)
+        pod = self._engine.pods.get(pod_id)
+        name = f"{pod.id}/{unique_name(spec.metadata)}"
+        return self._flights.do(name, lambda: self._create(name, pod, spec))
+
+    def _create(self, name: str, pod: PodRecord, spec: ContainerSpec) -> ContainerRecord:
+        from sampan.engine.creation import Creation
+
+        if pod.state != "ready":
+            raise WrongState(f"pod {pod.id[:12]} is {pod.state}")
+        existing = self._engine.container_records.named(name)
+        if existing is not None and existing.state == "created":
+            return existing
+        if existing is not None:
+            raise AlreadyExists(
+                f'container "{spec.metadata.name}" of this attempt exists: {existing.id[:12]}, {existing.state}',
+                hint="remove it, or count metadata.attempt up",
+            )
+        record = ContainerRecord(id=new_id(), pod_id=pod.id, spec=spec, created_at=time.time_ns())
+        record.resources = spec.resources
+        return Creation(self._engine, pod, record, name).run()
+
+    def start(self, container_id: str) -> None:
+        """Let a created container's program run.
+
+        Raises:
+            WrongState: It is not in state created.
+            StageFailed: Its program could not be executed.
+        """
+        engine = self._engine
+        with engine.locks.hold(self.get(container_id).id):
+            record = self.get(container_id)
+            if record.state != "created":
+                raise WrongState(f"container {record.id[:12]} is {record.state}, not created")
+            engine.monitor(record.pod_id).start(record.id)
+            record.state = "running"
+            record.started_at = time.time_ns()
+            with engine.store.transaction():
+                engine.container_records.put(record.id, record)
+                engine.events.append("started", container_id=record.id, pod_id=record.pod_id)
+
+    def stop(self, container_id: str, timeout: float) -> None:
+        """Ask the container to end, and end it after ``timeout`` seconds; one that has ended is no error."""
+        record = self.get(container_id)
+        if record.state not in ("running", "created"):
+            return
+        config = self._engine.images.config_of(record)
+        number = oci.stop_signal(record.spec.stop_signal, config.stop_signal or "")
+        try:
+            self._engine.monitor(record.pod_id).stop(record.id, 9 if record.state == "created" else number, timeout)
+        except Unavailable:
+            self._abandon(record)
+        except NotFound:
+            pass  # it was removed meanwhile
+        self.settle(record)
+
+    def halt(self, container_id: str) -> None:
+        """End the container now, and let its runtime forget it; its record stays until :meth:`remove`."""
+        record = self.get(container_id)
+        monitor = self._engine.monitor(record.pod_id)
+        try:
+            if record.state in ("running", "created"):
+                monitor.stop(record.id, 9, 0)
+            monitor.delete(record.id, force=True)
+        except NotFound:
+            pass  # the monitor has forgotten it: a second try
+        except Unavailable:
+            self._abandon(record)
+        self.settle(record)
+
+    def _abandon(self, record: ContainerRecord) -> None:
+        """Do what the monitor of a container would have done, had it lived: end what is left of it."""
+        from sampan.engine.recovery import end_orphan
+
+        end_orphan(self._engine, record)
+
+    def remove(self, container_id: str) -> None:
+        """End the container if it runs and remove all of it but the log file.
+
+        Raises:
+            NotFound: There is no such container.
+        """
+        engine = self._engine
+        record = self.get(container_id)
+        self.halt(record.id)
+        with engine.locks.hold(record.id):
+            self.take_down(record)
+            with engine.store.transaction():
+                engine.container_records.delete(record.id)
+                engine.events.append("deleted", container_id=record.id, pod_id=record.pod_id)
+
+    def take_down(self, record: ContainerRecord) -> None:
+        """Remove what a container has on disk and in the kernel besides its record; repeated calls are harmless."""
+        engine = self._engine
+        bundle = engine.layout.bundle(record.pod_id, record.id)
+        for name in ("rootfs", *_image_volumes(bundle)):
+            snapshot_mount.detach(f"{bundle}/{name}")
+        for key in (record.snapshot_key, *(f"{record.id}-{name}" for name in _image_volumes(bundle))):
+            if key:
+                _forgive_absence(engine.store.snapshots.remove, key)
+        shutil.rmtree(bundle, ignore_errors=True)
+        if record.cgroup_path and engine.config.cgroup_driver == "cgroupfs":
+            open_group(record.cgroup_path).remove()
+
+    def get(self, container_id: str) -> ContainerRecord:
+        """The container whose id is or begins with ``container_id``, as it is now.
+
+        Raises:
+            NotFound: There is none.
+        """
+        return self.settle(self._engine.container_records.find(container_id))
+
+    def list(
+        self, *, id: str = "", pod_id: str = "", state: str = "", labels: dict[str, str] | None = None
+    ) -> list[ContainerRecord]:
+        """Containers that match every filter given, newest first; those still being made are not among them."""
+        wanted = (labels or {}).items()
+        found = [
+            self.settle(record)
+            for record in self._engine.container_records.list()
+            if record.state != "creating"
+            and record.id.startswith(id)
+            and record.pod_id.startswith(pod_id)
+            and wanted <= record.spec.labels.items()
+        ]
+        return sorted((c for c in found if not state or c.state == state), key=lambda c: -c.created_at)
+
+    def settle(self, record: ContainerRecord) -> ContainerRecord:
+        """The record with the container's end folded in, if it has ended."""
+        if record.state not in ("created", "running"):
+            return record
+        engine = self._engine
+        end = read_exit(engine.layout.pod(record.pod_id), record.id)
+        if end is None:
+            return record
+        reason = "OOMKilled" if end.oom_killed else "Completed" if end.exit_code == 0 else "Error"
+        return self.finish(record.id, end.exit_code, reason, end.finished_at)
+
+    def finish(self, container_id: str, exit_code: int, reason: str, finished_at: int) -> ContainerRecord:
+        """Record a container's end, once, with its event; later calls change nothing."""
+        engine = self._engine
+        with engine.store.transaction():
+            record = engine.container_records.get(container_id)
+            if record.state not in ("created", "running"):
+                return record
+            record.state = "exited"
+            record.exit_code = exit_code
+            record.reason = reason
+            record.finished_at = finished_at
+            # A program may end before start() has written that it runs; the kernel ran it all the same.
+            record.started_at = record.started_at or record.created_at
+            record.pid = 0
+            engine.container_records.put(record.id, record)
+            if reason == "OOMKilled":
+                engine.events.append("oom", container_id=record.id, pod_id=record.pod_id)
+            engine.events.append("stopped", container_id=record.id, pod_id=record.pod_id, exit_code=exit_code)
+        return record
+
+    def wait(self, container_id: str, timeout: float | None = None) -> int:
+        """The container's exit code, as soon as it has ended.
+
+        Raises:
+            TimedOut: It runs on after ``timeout`` seconds.
+        """
+        record = self.get(container_id)
+        if record.state == "exited":
+            return record.exit_code
+        try:
+            self._engine.monitor(record.pod_id).wait(record.id, timeout=timeout)
+        except Unavailable:
+            self._abandon(record)
+        return self.get(record.id).exit_code
+
+    def running(self, container_id: str) -> ContainerRecord:
+        """The container, which must be running.
+
+        Raises:
+            WrongState: It is not.
+        """
+        record = self.get(container_id)
+        if record.state != "running":
+            raise WrongState(f"container {record.id[:12]} is {record.state}, not running")
+        return record
+
+    def kill(self, container_id: str, signal: int, *, all: bool = False) -> None:
+        """Signal the container's init, or all its processes."""
+        record = self.running(container_id)
+        self._engine.monitor(record.pod_id).signal(record.id, signal, all=all)
+
+    def pause(self, container_id: str) -> None:
+        """Freeze the container."""
+        record = self.running(container_id)
+        self._engine.monitor(record.pod_id).pause(record.id)
+
+    def resume(self, container_id: str) -> None:
+        """Thaw the container."""
+        record = self.running(container_id)
+        self._engine.monitor(record.pod_id).resume(record.id)
+
+    def pids(self, container_id: str) -> tuple[int, ...]:
+        """Pids of the container's processes, as the machine numbers them."""
+        record = self.running(container_id)
+        return tuple(self._engine.monitor(record.pod_id).pids(record.id))
+
+    def reopen_log(self, container_id: str) -> None:
+        """Go on logging into a new file of the same name, after someone moved the old one away."""
+        record = self.running(container_id)
+        self._engine.monitor(record.pod_id).reopen_log(record.id)
+
+    def update(self, container_id: str, wanted: Resources) -> None:
+        """Change limits; those that ``wanted`` leaves out stay as they are."""
+        engine = self._engine
+        with engine.locks.hold(self.get(container_id).id):
+            record = self.get(container_id)
+            if record.state not in ("created", "running"):
+                raise WrongState(f"container {record.id[:12]} is {record.state}")
+            engine.monitor(record.pod_id).update(record.id, oci.resources(wanted))
+            record.resources = _merged(record.resources, wanted)
+            engine.container_records.put(record.id, record)
+
+    def stats(self, container_id: str) -> ContainerStats:
+        """Usage of the container."""
+        from sampan.engine.usage import container_stats
+
+        return container_stats(self._engine, self.get(container_id))
+
+    def exec_sync(self, container_id: str, command: Sequence[str], timeout: float = 0) -> "ExecResult":
+        """Run a command in the container and collect what it prints.
+
+        Args:
+            container_id: A running container.
+            command: Program and arguments.
+            timeout: Seconds after which the command and its children are killed; 0: never.
+
+        Raises:
+            TimedOut: It was killed for that.
+        """
+        from sampan.engine.execs import exec_sync
+
+        return exec_sync(self._engine, self.running(container_id), command, timeout)
+
+    def exec(
+        self,
+        container_id: str,
+        command: Sequence[str],
+        *,
+        tty: bool = False,
+        stdin: int = -1,
+        stdout: int = -1,
+        stderr: int = -1,
+        env: tuple[str, ...] = (),
+        user: str = "",
+        cwd: str = "",
+        privileged: bool = False,
+    ) -> "ExecSession":
+        """Start a command in the container on the descriptors given, or on a pty."""
+        from sampan.engine.execs import start_exec
+
+        record = self.running(container_id)
+        return start_exec(
+            self._engine,
+            record,
+            command,
+            tty=tty,
+            stdio=(stdin, stdout, stderr),
+            env=env,
+            user=user,
+            cwd=cwd,
+            privileged=privileged,
+        )
+
+    def attach(self, container_id: str, *, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> "AttachSession":
+        """Connect descriptors to the streams of the container's first process."""
+        from sampan.engine.execs import AttachSession
+
+        record = self.running(container_id)
+        return AttachSession(self._engine, record, stdin=stdin, stdout=stdout, stderr=stderr)
+
+    def discard(self, record: ContainerRecord) -> None:
+        """Remove a container that was never finished, and all that was made for it."""
+        try:
+            self._engine.monitor(record.pod_id).delete(record.id, force=True)
+        except (NotFound, Unavailable):
+            pass
+        except TimedOut:
+            return
+        try:
+            self.take_down(record)
+        except SampanError:
+            return  # its record stays, so that the next start tries again
+        self._engine.container_records.delete(record.id)
+
+
+def _image_volumes(bundle: str) -> list[str]:
+    try:
+        return [name for name in os.listdir(bundle) if name.startswith("image-")]
+    except FileNotFoundError:
+        return []
+
+
+def _forgive_absence(call: Callable[[str], object], key: str) -> None:
+    try:
+        call(key)
+    except NotFound:
+        pass
+
+
+def _merged(old: Resources, new: Resources) -> Resources:
+    values = {
+        name: getattr(new, name) if getattr(new, name) not in (None, "", {}) else getattr(old, name)
+        for name in Resources.__struct_fields__
+    }
+    return Resources(**values)

@@ -1,0 +1,175 @@
+"""The engine: images, pods and containers of one namespace, for the daemon, the command lines and Python programs.
+
+    engine = Engine(EngineConfig(), namespace="default")
+    image = engine.images.pull("docker.io/library/busybox:latest")
+    pod = engine.pods.run(PodSpec(metadata=Metadata("job")))
+    container = engine.containers.create(pod.id, ContainerSpec(metadata=Metadata("main"), image=image.id))
+    engine.containers.start(container.id)
+
+Any number of engines, in any number of processes, may be open on one root: what is true stands in the store and in
+the monitors, never here.
+"""
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sampan import network
+from sampan.engine.config import EngineConfig, HandlerConfig
+from sampan.engine.containers import Containers
+from sampan.engine.events import Events
+from sampan.engine.images import Images
+from sampan.engine.layout import Layout
+from sampan.engine.model import ContainerRecord, PodRecord
+from sampan.engine.pods import Pods
+from sampan.engine.records import Locks, Records
+from sampan.errors import InvalidInput
+from sampan.shim import spawn
+from sampan.shim.client import MonitorClient
+from sampan.storage.store import Store
+
+if TYPE_CHECKING:
+    from sampan.engine.watch import Watch
+    from sampan.registry.resolver import Resolver
+    from sampan.shim.zygote import Zygote
+
+
+class EngineStatus(msgspec.Struct, frozen=True):
+    """Whether pods can be given a network, and if not, why."""
+
+    network_ready: bool
+    network_reason: str = ""
+    network_message: str = ""
+
+
+class Engine:
+    """One namespace of one root.
+
+    Args:
+        config: Where everything is.
+        namespace: containerd's kind of namespace: names of images, pods and containers are its own, content is shared.
+        zygote: What monitors are forked from; None: each is started afresh.
+    """
+
+    def __init__(self, config: EngineConfig, *, namespace: str = "default", zygote: "Zygote | None" = None) -> None:
+        self.config = config
+        self.namespace = namespace
+        self.zygote = zygote
+        self.layout = Layout(config.state)
+        self.layout.make()
+        self.store = Store(config.root)
+        self.locks = Locks(f"{config.state}/locks")
+        self.networks = network.load(
+            config.cni_conf_dir, state_dir=self.layout.network(), bin_dirs=config.cni_plugin_dirs, default=True
+        )
+        self.events = Events(self.store.events, namespace)
+        self.pod_records = Records(self.store.records(namespace, "pods"), PodRecord, "pod")
+        self.container_records = Records(self.store.records(namespace, "containers"), ContainerRecord, "container")
+        self.images = Images(self)
+        self.pods = Pods(self)
+        self.containers = Containers(self)
+        self._monitors: dict[str, MonitorClient] = {}
+        self._monitors_lock = threading.Lock()
+        self._resolver: Resolver | None = None
+        self._watch: Watch | None = None
+
+    @property
+    def resolver(self) -> "Resolver":
+        """The one resolver of registry hosts and credentials."""
+        if self._resolver is None:
+            from sampan.registry import Resolver
+
+            self._resolver = Resolver(hosts_dirs=self.config.registry_config_dirs)
+        return self._resolver
+
+    def handler(self, name: str) -> tuple[str, HandlerConfig]:
+        """The runtime handler of this name; an empty name is the default's.
+
+        Raises:
+            InvalidInput: No handler has the name.
+        """
+        wanted = name or self.config.default_handler
+        try:
+            return wanted, self.config.handlers[wanted]
+        except KeyError:
+            known = ", ".join(sorted(self.config.handlers))
+            raise InvalidInput(
+                f'no runtime handler is called "{wanted}"', field="runtime_handler", hint=f"configured: {known}"
+            ) from None
+
+    def monitor(self, pod_id: str) -> MonitorClient:
+        """The client of a pod's monitor; makes no connection yet."""
+        with self._monitors_lock:
+            client = self._monitors.get(pod_id)
+            if client is None:
+                client = self._monitors[pod_id] = MonitorClient(self.layout.socket(pod_id))
+            return client
+
+    def start_monitor(self, pod_id: str, handler: str) -> MonitorClient:
+        """Start a pod's monitor; its control socket listens when this returns."""
+        options = {"handler": self._handler_options(handler), "log_max_line": self.config.max_log_line}
+        start = self.zygote.fork_monitor if self.zygote else spawn.monitor
+        start(pod_id, self.layout.pod(pod_id), options)
+        return self.monitor(pod_id)
+
+    def forget_monitor(self, pod_id: str) -> None:
+        """Drop the client of a monitor that has ended."""
+        with self._monitors_lock:
+            client = self._monitors.pop(pod_id, None)
+        if client is not None:
+            client.close()
+
+    def _handler_options(self, name: str) -> dict[str, Any]:
+        config = self.config.handlers[name]
+        root = config.root or self.layout.runtime(name)
+        systemd = self.config.cgroup_driver == "systemd"
+        if config.type == "native":
+            return {"type": "native", "root": root, "systemd": systemd}
+        return {
+            "type": "external",
+            "binary": config.binary,
+            "root": root,
+            "systemd": systemd,
+            "options": list(config.options),
+        }
+
+    def status(self) -> EngineStatus:
+        """Whether pods can be given a network."""
+        found = network.status(self.networks)
+        return EngineStatus(found.ready, found.reason, found.message)
+
+    def set_pod_cidr(self, cidr: str) -> None:
+        """Give pods addresses of ``cidr`` (the kubelet's UpdateRuntimeConfig)."""
+        self.networks.set_pod_cidr(cidr)
+
+    def recover(self) -> None:
+        """Bring records and machine together after a crash or a reboot; the daemon calls it once, at start."""
+        from sampan.engine.recovery import recover
+
+        recover(self)
+
+    def watch(self) -> None:
+        """Follow every monitor's events from a thread, so that exits are recorded as they happen."""
+        from sampan.engine.watch import Watch
+
+        if self._watch is None:
+            self._watch = Watch(self)
+        for pod in self.pods.list():
+            if pod.state == "ready":
+                self._watch.add(pod.id)
+
+    def watch_pod(self, pod_id: str) -> None:
+        """Follow one more monitor, if this engine follows any."""
+        if self._watch is not None:
+            self._watch.add(pod_id)
+
+    def close(self) -> None:
+        """Let go of the store and of every connection; pods live on."""
+        if self._watch is not None:
+            self._watch.close()
+        with self._monitors_lock:
+            clients, self._monitors = list(self._monitors.values()), {}
+        for client in clients:
+            client.close()
+        self.store.close()

@@ -1,0 +1,277 @@
+"""Images of one namespace: pulled, listed, resolved from whatever a user calls them, removed."""
+
+import builtins
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from sampan.engine.model import ContainerRecord, ImageRecord
+from sampan.errors import InvalidInput, NotFound
+from sampan.image.reference import Reference
+from sampan.spec import image as spec
+from sampan.storage.unpack import snapshot_name, unpack, unpacked
+
+if TYPE_CHECKING:
+    from sampan.engine.engine import Engine
+    from sampan.registry import Credentials
+
+#: Label that keeps an image from collection, as containerd has it.
+PINNED_LABEL = "io.cri-containerd.pinned"
+_HEX = frozenset("0123456789abcdef")
+
+
+class ImageUsage(msgspec.Struct, frozen=True):
+    """Disk used for images."""
+
+    path: str
+    bytes: int
+    inodes: int
+
+
+class ResolvedImage(NamedTuple):
+    """An image as a container needs it."""
+
+    record: ImageRecord
+    manifest: spec.Descriptor
+    config: spec.ImageConfig
+    #: Digest of what the names lead to: an index, or the manifest.
+    target_digest: str
+
+
+class _Content(NamedTuple):
+    manifest: spec.Descriptor
+    config_digest: str
+    config: spec.ImageConfig
+    size: int
+
+
+class Images:
+    """The images of one engine."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        # What a digest stands for never changes, so that it may be remembered.
+        self._content = lru_cache(maxsize=1024)(self._read_content)
+
+    def _names(self) -> Any:
+        return self._engine.store.images(self._engine.namespace)
+
+    def pull(
+        self,
+        reference: str,
+        *,
+        credentials: "Credentials | None" = None,
+        progress: Callable[[Any], None] | None = None,
+        platform: str = "",
+        labels: dict[str, str] | None = None,
+    ) -> ImageRecord:
+        """Fetch an image from its registry and unpack it.
+
+        Raises:
+            InvalidInput: The reference is malformed.
+            NotFound: No registry has it.
+            Unavailable, Unauthenticated, Corrupt, TimedOut: What went wrong with which host.
+        """
+        from sampan.registry import pull
+
+        engine = self._engine
+        options: dict[str, Any] = {"platform": platform} if platform else {}
+        pulled = pull(
+            engine.store,
+            engine.namespace,
+            reference,
+            engine.resolver,
+            credentials=credentials,
+            progress=progress,
+            labels=labels,
+            **options,
+        )
+        return self._record(pulled.target.digest)
+
+    def list(self, reference: str = "") -> "builtins.list[ImageRecord]":
+        """Every image, or those that ``reference`` names."""
+        if reference:
+            try:
+                return [self.get(reference)]
+            except NotFound:
+                return []
+        digests = {entry.target.digest: None for entry in self._names().list()}
+        records = {}
+        for digest in digests:
+            try:
+                record = self._record(digest)
+            except NotFound:
+                continue  # half of it was removed by hand; `gc` and `fsck` speak of that
+            records[record.id] = record
+        return list(records.values())
+
+    def get(self, reference: str) -> ImageRecord:
+        """The image that a name, a digest or (the beginning of) an id leads to.
+
+        Raises:
+            NotFound: There is none.
+            InvalidInput: The text is no reference, or the beginning of several ids.
+        """
+        return self.resolve(reference).record
+
+    def resolve(self, reference: str) -> ResolvedImage:
+        """The image with its manifest and configuration; see :meth:`get`."""
+        digest = self._find(reference)
+        content = self._content(digest)
+        return ResolvedImage(self._record(digest), content.manifest, content.config, digest)
+
+    def _find(self, reference: str) -> str:
+        """Digest of the target that ``reference`` leads to."""
+        if not reference:
+            raise InvalidInput("is empty", field="image")
+        by_id = self._find_by_id(reference)
+        if by_id:
+            return by_id
+        parsed = Reference.parse(reference)
+        if parsed.digest:
+            for entry in self._names().list():
+                same = Reference.parse(entry.name).repository == parsed.repository
+                if same and parsed.digest in (entry.target.digest, self._content(entry.target.digest).manifest.digest):
+                    return str(entry.target.digest)
+        else:
+            try:
+                return str(self._names().get(str(parsed)).target.digest)
+            except NotFound:
+                pass
+        raise NotFound(f'image "{reference}" does not exist', hint="pull it first")
+
+    def _find_by_id(self, text: str) -> str:
+        """Target of the image whose id is or begins with ``text``; empty when ``text`` looks like none."""
+        digits = text.removeprefix("sha256:")
+        if not (4 <= len(digits) <= 64 and _HEX.issuperset(digits)):
+            return ""
+        found = {}
+        for entry in self._names().list():
+            try:
+                content = self._content(entry.target.digest)
+            except NotFound:
+                continue
+            if content.config_digest.startswith(f"sha256:{digits}"):
+                found[content.config_digest] = entry.target.digest
+        if len(found) > 1:
+            raise InvalidInput(f'"{text}" is the beginning of {len(found)} image ids', field="image")
+        return next(iter(found.values()), "")
+
+    def _read_content(self, digest: str) -> _Content:
+        """Follow an index to this machine's manifest and that to its configuration.
+
+        Raises:
+            NotFound: A part is not stored.
+        """
+        content = self._engine.store.content
+        info = content.info(digest)
+        document = spec.decode_manifest(content.read(digest), info.media_type)
+        if isinstance(document, spec.Index):
+            chosen = spec.select_platform(document, None)
+            nested = self._read_content(chosen.digest)
+            return nested._replace(size=nested.size + info.size)
+        config = spec.decode_config(content.read(document.config.digest))
+        manifest = spec.Descriptor(media_type=info.media_type, digest=digest, size=info.size)
+        size = info.size + document.config.size + sum(layer.size for layer in document.layers)
+        return _Content(manifest, document.config.digest, config, size)
+
+    def _record(self, digest: str) -> ImageRecord:
+        """The record of the image that ``digest`` leads to, with every name of the same image."""
+        content = self._content(digest)
+        tags: builtins.list[str] = []
+        digests: dict[str, None] = {}
+        created, pinned = 0, False
+        for entry in self._names().list():
+            try:
+                same = self._content(entry.target.digest).config_digest == content.config_digest
+            except NotFound:
+                continue
+            if not same:
+                continue
+            parsed = Reference.parse(entry.name, default_tag="")
+            if parsed.tag:
+                tags.append(f"{parsed.repository}:{parsed.tag}")
+            digests[f"{parsed.repository}@{entry.target.digest}"] = None
+            created = max(created, _nanoseconds(entry.created_at))
+            pinned = pinned or entry.labels.get(PINNED_LABEL) == "pinned"
+        config = content.config.config
+        return ImageRecord(
+            id=content.config_digest,
+            repo_tags=tuple(tags),
+            repo_digests=tuple(digests),
+            size=content.size,
+            user=(config.user or "") if config else "",
+            pinned=pinned,
+            created_at=created,
+        )
+
+    def remove(self, reference: str) -> None:
+        """Remove every name of the image, and what nothing else needs.
+
+        Raises:
+            NotFound: There is no such image.
+        """
+        image = self.resolve(reference)
+        for entry in self._names().list():
+            if self._same_image(entry.target.digest, image.record.id):
+                self._names().delete(entry.name)
+        self._engine.store.gc()
+
+    def untag(self, name: str) -> None:
+        """Remove one name; the image goes with its last one.
+
+        Raises:
+            NotFound: There is no such name.
+        """
+        self._names().delete(str(Reference.parse(name)))
+        self._engine.store.gc()
+
+    def tag(self, source: str, name: str) -> None:
+        """Give the image ``source`` a further name."""
+        info = self._engine.store.content.info(self._find(source))
+        target = spec.Descriptor(media_type=info.media_type, digest=info.digest, size=info.size)
+        self._names().put(str(Reference.parse(name)), target)
+
+    def _same_image(self, digest: str, image_id: str) -> bool:
+        try:
+            return self._content(digest).config_digest == image_id
+        except NotFound:
+            return False
+
+    def config(self, reference: str) -> spec.ImageConfig:
+        """The configuration of an image."""
+        return self.resolve(reference).config
+
+    def config_of(self, record: ContainerRecord) -> spec.ContainerConfig:
+        """What a container's image says of running it; empty when the image is gone or there was none."""
+        try:
+            config = self.resolve(record.image_id).config if record.image_id else None
+        except NotFound:
+            config = None
+        return (config.config if config else None) or spec.ContainerConfig()
+
+    def snapshot_of(self, image: ResolvedImage) -> str:
+        """The snapshot that holds the image's root file system, unpacked now if it is not."""
+        if unpacked(self._engine.store, image.config):
+            return snapshot_name(image.config)
+        return unpack(self._engine.store, image.manifest)
+
+    def usage(self) -> ImageUsage:
+        """Disk used by content and snapshots of images."""
+        total = inodes = 0
+        for blob in self._engine.store.content.walk():
+            total += blob.size
+            inodes += 1
+        for snapshot in self._engine.store.snapshots.walk():
+            if snapshot.kind == "committed":
+                used = self._engine.store.snapshots.usage(snapshot.key)
+                total += used.bytes
+                inodes += used.inodes
+        return ImageUsage(os.path.join(self._engine.config.root, "snapshots"), total, inodes)
+
+
+def _nanoseconds(moment: Any) -> int:
+    return int(moment)

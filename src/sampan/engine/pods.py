@@ -1,0 +1,287 @@
+"""Pods: made, stopped, removed, listed.
+
+``run`` writes an intent record first and the outcome last, and undoes what it did when a step fails; what a killed
+process leaves half-made is found by its record in state ``creating`` (see :mod:`sampan.engine.recovery`).
+"""
+
+import os
+import shutil
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sampan import network
+from sampan.cgroup import open_group
+from sampan.engine import checks, podfiles
+from sampan.engine.model import Metadata, PodRecord, PodSpec, Resources
+from sampan.engine.mounts import oci_mappings
+from sampan.engine.records import Flights, new_id
+from sampan.engine.stats import PodStats
+from sampan.errors import AlreadyExists, NotFound, SampanError, Unavailable, WrongState
+from sampan.runtime.sandbox import destroy_sandbox
+
+if TYPE_CHECKING:
+    from sampan.engine.engine import Engine
+
+
+def unique_name(metadata: Metadata) -> str:
+    """What makes a pod (or, in its pod, a container) the same as an earlier one: all four parts."""
+    return "_".join((metadata.name, metadata.namespace, metadata.uid, str(metadata.attempt)))
+
+
+def cgroup_path(driver: str, parent: str, leaf: str) -> str:
+    """A cgroup's path below ``parent`` in the form of the driver: a path, or systemd's ``slice:prefix:name``."""
+    if driver == "systemd":
+        return f"{os.path.basename(parent) or 'system.slice'}:sampan:{leaf}"
+    return f"{parent.rstrip('/')}/{leaf}"
+
+
+class Pods:
+    """The pods of one engine."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._flights = Flights()
+
+    def run(self, spec: PodSpec) -> PodRecord:
+        """Make a pod and start it. The same request again, under way or done, gets the same pod.
+
+        Raises:
+            InvalidInput: A field of the request is wrong.
+            AlreadyExists: A stopped pod has the name.
+        """
+        checks.pod(spec)
+        handler, _ = self._engine.handler(spec.handler)
+        name = unique_name(spec.metadata)
+        return self._flights.do(name, lambda: self._run(name, spec, handler))
+
+    def _run(self, name: str, spec: PodSpec, handler: str) -> PodRecord:
+        engine = self._engine
+        existing = engine.pod_records.named(name)
+        if existing is not None and existing.state == "ready":
+            return existing
+        if existing is not None:
+            raise AlreadyExists(
+                f'pod "{spec.metadata.name}" of this attempt exists as {existing.id[:12]} and is {existing.state}',
+                hint="remove it, or count metadata.attempt up",
+            )
+        pod = PodRecord(id=new_id(), spec=spec, handler=handler, created_at=time.time_ns())
+        driver = engine.config.cgroup_driver
+        parent = spec.cgroup_parent or f"{engine.config.cgroup_root}/{engine.namespace}/{pod.id}"
+        pod.cgroup_path = parent
+        with ExitStack() as undo:
+            engine.pod_records.add(pod.id, pod, name=name)
+            undo.callback(self.discard, pod)
+            monitor = engine.start_monitor(pod.id, handler)
+            hostname = podfiles.hostname_of(spec, pod.id)
+            made = monitor.sandbox(
+                engine.layout.namespaces(pod.id),
+                _kinds(spec),
+                hostname=hostname,
+                sysctls=dict(spec.sysctls),
+                uid_mappings=oci_mappings(spec.namespaces.uid_mappings),
+                gid_mappings=oci_mappings(spec.namespaces.gid_mappings),
+                pause=spec.namespaces.pid == "pod",
+                pause_cgroup=cgroup_path(driver, parent, pod.id) if spec.namespaces.pid == "pod" else "",
+            )
+            pod.namespace_paths = dict(made["paths"])
+            pod.pause_pid = int(made["pause_pid"])
+            self._attach(pod)
+            files = engine.layout.files(pod.id)
+            podfiles.write(files, spec, hostname, pod.ips, spec.dns)
+            if spec.namespaces.ipc != "node":
+                podfiles.mount_shm(files, engine.config.shm_size)
+            pod.state = "ready"
+            with engine.store.transaction():
+                engine.pod_records.put(pod.id, pod)
+                engine.events.append("pod-created", pod_id=pod.id)
+            undo.pop_all()
+        engine.watch_pod(pod.id)
+        return pod
+
+    def _attach(self, pod: PodRecord) -> None:
+        """Give the pod its network: addresses, and ports of the machine."""
+        spec = pod.spec
+        if spec.namespaces.network != "pod" or spec.network == "none":
+            return
+        metadata = spec.metadata
+        result = network.attach(
+            self._engine.networks,
+            network.Attachment(
+                container_id=pod.id,
+                netns=pod.namespace_paths["network"],
+                networks=(spec.network,),
+                args={
+                    "K8S_POD_NAMESPACE": metadata.namespace,
+                    "K8S_POD_NAME": metadata.name,
+                    "K8S_POD_INFRA_CONTAINER_ID": pod.id,
+                    "K8S_POD_UID": metadata.uid,
+                },
+                port_mappings=tuple(
+                    network.PortMapping(
+                        container_port=port.container_port,
+                        host_port=port.host_port,
+                        protocol=port.protocol,
+                        host_ip=port.host_ip,
+                    )
+                    for port in spec.ports
+                    if port.host_port
+                ),
+                cgroup_path=pod.cgroup_path,
+            ),
+        )
+        pod.ips = tuple(result.addresses)
+        pod.network_result = dict(result.as_dict())
+
+    def stop(self, pod_id: str) -> None:
+        """End every container of the pod at once and take its network and namespaces; stopped already is no error.
+
+        Raises:
+            NotFound: There is no such pod.
+        """
+        engine = self._engine
+        pod = self.get(pod_id)
+        for container in engine.containers.list(pod_id=pod.id):
+            engine.containers.halt(container.id)
+        with engine.locks.hold(pod.id):
+            pod = engine.pod_records.get(pod.id)
+            if pod.state == "notready":
+                return
+            self._tear_down(pod)
+            pod.state = "notready"
+            pod.pause_pid = 0
+            with engine.store.transaction():
+                engine.pod_records.put(pod.id, pod)
+                engine.events.append("pod-stopped", pod_id=pod.id)
+
+    def _tear_down(self, pod: PodRecord) -> None:
+        """Take all that a pod has on the machine, in an order in which each step may find its work done already."""
+        engine = self._engine
+        if pod.spec.namespaces.network == "pod":
+            network.detach(engine.networks, pod.id, netns_ends=True)
+        monitor = engine.monitor(pod.id)
+        try:
+            monitor.destroy_sandbox()
+            monitor.shutdown(force=True)
+        except Unavailable:
+            self._tear_down_orphan(pod)
+        engine.forget_monitor(pod.id)
+        podfiles.remove(engine.layout.files(pod.id))
+        if not pod.spec.cgroup_parent and engine.config.cgroup_driver == "cgroupfs":
+            open_group(pod.cgroup_path).remove()
+
+    def _tear_down_orphan(self, pod: PodRecord) -> None:
+        """What the monitor would have done, had it lived."""
+        driver = self._engine.config.cgroup_driver
+        pause = cgroup_path(driver, pod.cgroup_path, pod.id) if pod.spec.namespaces.pid == "pod" else ""
+        destroy_sandbox(
+            self._engine.layout.namespaces(pod.id),
+            pause_pid=pod.pause_pid if _is_pause(pod.pause_pid) else 0,
+            pause_cgroup=pause,
+        )
+
+    def remove(self, pod_id: str) -> None:
+        """Stop the pod and remove it with all its containers.
+
+        Raises:
+            NotFound: There is no such pod.
+        """
+        engine = self._engine
+        pod = self.get(pod_id)
+        self.stop(pod.id)
+        for container in engine.containers.list(pod_id=pod.id):
+            engine.containers.remove(container.id)
+        with engine.locks.hold(pod.id):
+            shutil.rmtree(engine.layout.pod(pod.id), ignore_errors=True)
+            with engine.store.transaction():
+                engine.pod_records.delete(pod.id)
+                engine.events.append("pod-deleted", pod_id=pod.id)
+
+    def get(self, pod_id: str) -> PodRecord:
+        """The pod whose id is or begins with ``pod_id``.
+
+        Raises:
+            NotFound: There is none.
+        """
+        pod = self._engine.pod_records.find(pod_id)
+        if pod.state == "creating" and self._abandoned(pod):
+            raise NotFound(f'pod "{pod_id}" does not exist')
+        return pod
+
+    def _abandoned(self, pod: PodRecord) -> bool:
+        return not os.path.exists(self._engine.layout.pod(pod.id))
+
+    def list(self, *, id: str = "", state: str = "", labels: dict[str, str] | None = None) -> list[PodRecord]:
+        """Pods that match every filter given, newest first; those still being made are not among them."""
+        wanted = (labels or {}).items()
+        found = [
+            pod
+            for pod in self._engine.pod_records.list()
+            if pod.state != "creating"
+            and pod.id.startswith(id)
+            and (not state or pod.state == state)
+            and wanted <= pod.spec.labels.items()
+        ]
+        return sorted(found, key=lambda pod: -pod.created_at)
+
+    def netns(self, pod_id: str) -> str:
+        """File of the pod's network namespace; empty on the machine's.
+
+        Raises:
+            WrongState: The pod is not ready.
+        """
+        pod = self.get(pod_id)
+        if pod.state != "ready":
+            raise WrongState(f'pod "{pod_id}" is {pod.state}')
+        return pod.namespace_paths.get("network", "")
+
+    def update(self, pod_id: str, *, overhead: Resources | None, resources: Resources | None) -> None:
+        """Record new sums of the pod's resources; the kubelet itself resizes the pod's cgroup."""
+        engine = self._engine
+        with engine.locks.hold(self.get(pod_id).id):
+            pod = self.get(pod_id)
+            pod.spec = msgspec.structs.replace(
+                pod.spec, overhead=overhead or pod.spec.overhead, resources=resources or pod.spec.resources
+            )
+            engine.pod_records.put(pod.id, pod)
+
+    def stats(self, pod_id: str) -> PodStats:
+        """Usage of the pod: its containers' sums, and its interfaces."""
+        from sampan.engine.usage import pod_stats
+
+        return pod_stats(self._engine, self.get(pod_id))
+
+    def discard(self, pod: PodRecord) -> None:
+        """Remove a pod that was never finished, and all that was made for it."""
+        try:
+            self._tear_down(pod)
+        except SampanError:
+            # Its record stays, so that the next start tries again.
+            return
+        shutil.rmtree(self._engine.layout.pod(pod.id), ignore_errors=True)
+        self._engine.pod_records.delete(pod.id)
+
+
+def _kinds(spec: PodSpec) -> list[str]:
+    """Namespaces that the pod has of its own. On the machine's network the host name is the machine's too."""
+    kinds = []
+    if spec.namespaces.uid_mappings:
+        kinds.append("user")
+    if spec.namespaces.network != "node":
+        kinds += ["network", "uts"]
+    if spec.namespaces.ipc != "node":
+        kinds.append("ipc")
+    if spec.namespaces.pid == "pod":
+        kinds.append("pid")
+    return kinds
+
+
+def _is_pause(pid: int) -> bool:
+    """Whether the process of this number is still a pause of ours, and not another that got its number."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read(7) == b"/pause\0"
+    except OSError:
+        return False

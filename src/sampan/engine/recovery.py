@@ -1,0 +1,88 @@
+"""After a crash or a reboot: what the records say and what the machine has are brought together.
+
+A pod whose monitor answers is adopted as it is. A pod still being made when its maker died is removed. A pod whose
+monitor is gone has lost its containers' ends: they are ended, and recorded as ended with an unknown exit code.
+"""
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from sampan import network
+from sampan.cgroup import open_group
+from sampan.engine.containers import UNKNOWN_EXIT
+from sampan.engine.model import ContainerRecord, PodRecord
+from sampan.errors import NotFound, SampanError, Unavailable
+
+if TYPE_CHECKING:
+    from sampan.engine.engine import Engine
+
+
+def recover(engine: "Engine") -> None:
+    """Reconcile one namespace; one pod's trouble never keeps the others from it."""
+    containers = engine.container_records.list()
+    for record in containers:
+        if record.state == "creating":
+            engine.containers.discard(record)
+    live = set()
+    for pod in engine.pod_records.list():
+        if pod.state == "creating":
+            engine.pods.discard(pod)
+        elif pod.state == "ready" and _adopt(engine, pod):
+            live.add(pod.id)
+    network.reconcile(engine.networks, _attached(engine, live))
+
+
+def _attached(engine: "Engine", live: set[str]) -> set[str]:
+    """Pods of every namespace that may own addresses and rules: the network is the machine's."""
+    owners = set(live)
+    for name in os.listdir(f"{engine.config.state}/ns"):
+        owners.add(name)
+    return owners
+
+
+def _adopt(engine: "Engine", pod: PodRecord) -> bool:
+    """Whether the pod lives; if its monitor is gone, its containers are ended and it is left not ready."""
+    try:
+        engine.monitor(pod.id).info()
+    except Unavailable:
+        for record in engine.container_records.list():
+            if record.pod_id == pod.id and record.state in ("created", "running"):
+                end_orphan(engine, record)
+        try:
+            engine.pods.stop(pod.id)
+        except SampanError:
+            return True  # not taken down whole: keep its addresses until that works
+        return False
+    for record in engine.container_records.list():
+        if record.pod_id == pod.id:
+            _adopt_container(engine, record)
+    return True
+
+
+def _adopt_container(engine: "Engine", record: ContainerRecord) -> None:
+    """Fold in an end that happened meanwhile; a start that was never recorded is recorded now."""
+    settled = engine.containers.settle(record)
+    if settled.state != "created":
+        return
+    for container in engine.monitor(record.pod_id).info()["containers"]:
+        if container["id"] == record.id and container["state"] in ("running", "paused"):
+            settled.state = "running"
+            settled.started_at = int(container.get("started_at") or time.time_ns())
+            engine.container_records.put(settled.id, settled)
+
+
+def end_orphan(engine: "Engine", record: ContainerRecord) -> None:
+    """End what is left of a container whose monitor is gone, and record it."""
+    systemd = engine.config.cgroup_driver == "systemd"
+    if record.cgroup_path:
+        group = open_group(record.cgroup_path, systemd=systemd)
+        if group.exists():
+            group.kill()
+            group.remove()
+    settled = engine.containers.settle(record)
+    if settled.state in ("created", "running"):
+        try:
+            engine.containers.finish(record.id, UNKNOWN_EXIT, "Unknown", time.time_ns())
+        except NotFound:
+            return

@@ -1,0 +1,90 @@
+"""One thread that follows every monitor's events, so that ends are recorded when they happen, not when asked for."""
+
+import os
+import select
+import threading
+from typing import TYPE_CHECKING, Any
+
+from sampan.engine.recovery import end_orphan
+from sampan.errors import NotFound, SampanError, Unavailable
+
+if TYPE_CHECKING:
+    from sampan.engine.engine import Engine
+
+
+class Watch:
+    """Follows the monitors of the pods it is told of, until each ends.
+
+    Args:
+        engine: Whose pods.
+    """
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._epoll = select.epoll()
+        self._streams: dict[int, tuple[str, Any]] = {}
+        self._lock = threading.Lock()
+        self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def add(self, pod_id: str) -> None:
+        """Follow one more pod; a monitor that is gone already is no error."""
+        try:
+            stream = self._engine.monitor(pod_id).events()
+        except Unavailable:
+            return
+        with self._lock:
+            self._streams[stream.fileno()] = (pod_id, stream)
+        self._epoll.register(stream.fileno(), select.EPOLLIN)
+
+    def close(self) -> None:
+        """Stop following."""
+        os.write(self._waker, b"x")
+        self._thread.join()
+        for _, stream in self._streams.values():
+            stream.close()
+        self._epoll.close()
+        os.close(self._wake)
+        os.close(self._waker)
+
+    def _run(self) -> None:
+        while True:
+            for fd, _ in self._epoll.poll():
+                if fd == self._wake:
+                    return
+                self._handle(fd)
+
+    def _handle(self, fd: int) -> None:
+        pod_id, stream = self._streams[fd]
+        try:
+            event = next(stream, None)
+        except (SampanError, OSError):
+            event = None
+        if event is None:
+            with self._lock:
+                del self._streams[fd]
+            self._epoll.unregister(fd)
+            stream.close()
+            self._monitor_ended(pod_id)
+        elif event["kind"] in ("exit", "oom"):
+            self._settle(event["id"])
+
+    def _settle(self, container_id: str) -> None:
+        try:
+            self._engine.containers.get(container_id)
+        except NotFound:
+            pass  # removed meanwhile
+
+    def _monitor_ended(self, pod_id: str) -> None:
+        """A monitor that ended while its pod is ready was killed: so are its containers, then."""
+        engine = self._engine
+        try:
+            if engine.pod_records.get(pod_id).state != "ready":
+                return
+        except NotFound:
+            return
+        for record in engine.containers.list(pod_id=pod_id):
+            if record.state in ("created", "running"):
+                end_orphan(engine, record)
