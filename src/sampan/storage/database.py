@@ -1,0 +1,187 @@
+"""The metadata database: one SQLite file that many processes and threads open at once.
+
+Rules:
+
+- A transaction of this database is the only commit point of the store. Files are made before their row and deleted
+  after it, so that whatever lies on disk without a row is garbage, and no row is without its file.
+- One connection for each thread; none is carried over a fork.
+- WAL, ``synchronous=NORMAL``: a power failure may lose the last transactions but never order or integrity. A
+  transaction before which, or after which, the outside world is told something lasting is ``durable``.
+- Writers wait for each other up to :data:`BUSY_SECONDS`; transactions are short and do no network I/O.
+"""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sampan.errors import Exhausted, SampanError, TimedOut, Unsupported
+
+BUSY_SECONDS = 30.0
+
+#: The statements that lead from each schema version to the next; never edited once released.
+_MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE blobs (
+        digest TEXT PRIMARY KEY, size INTEGER NOT NULL, media_type TEXT NOT NULL DEFAULT '',
+        labels TEXT NOT NULL DEFAULT '{}', created_at INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE images (
+        namespace TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, target TEXT NOT NULL,
+        labels TEXT NOT NULL DEFAULT '{}', created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,
+        PRIMARY KEY (namespace, name)
+    ) WITHOUT ROWID;
+    CREATE INDEX images_by_digest ON images (namespace, digest);
+    CREATE TABLE records (
+        namespace TEXT NOT NULL, kind TEXT NOT NULL, id TEXT NOT NULL, name TEXT, data BLOB NOT NULL,
+        PRIMARY KEY (namespace, kind, id)
+    ) WITHOUT ROWID;
+    CREATE UNIQUE INDEX records_by_name ON records (namespace, kind, name) WHERE name IS NOT NULL;
+    CREATE TABLE leases (
+        namespace TEXT NOT NULL, id TEXT NOT NULL, expires_at INTEGER NOT NULL, created_at INTEGER NOT NULL,
+        PRIMARY KEY (namespace, id)
+    ) WITHOUT ROWID;
+    CREATE TABLE refs (
+        namespace TEXT NOT NULL, owner_kind TEXT NOT NULL, owner TEXT NOT NULL,
+        target_kind TEXT NOT NULL CHECK (target_kind IN ('content', 'snapshot')), target TEXT NOT NULL,
+        PRIMARY KEY (namespace, owner_kind, owner, target_kind, target)
+    ) WITHOUT ROWID;
+    CREATE TABLE snapshots (
+        key TEXT PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('active', 'view', 'committed', 'staging')),
+        parent TEXT NOT NULL DEFAULT '', directory TEXT NOT NULL UNIQUE, labels TEXT NOT NULL DEFAULT '{}',
+        bytes INTEGER NOT NULL DEFAULT -1, inodes INTEGER NOT NULL DEFAULT -1, created_at INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX snapshots_by_parent ON snapshots (parent);
+    CREATE TABLE events (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, namespace TEXT NOT NULL, data BLOB NOT NULL
+    );
+    """,
+)
+
+
+class Database:
+    """The connections to one database file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._open: list[sqlite3.Connection] = []
+        self._migrate()
+
+    def _connection(self) -> sqlite3.Connection:
+        local = self._local
+        if getattr(local, "pid", None) != os.getpid():
+            local.connection = self._connect()
+            local.pid = os.getpid()
+            local.depth = 0
+        connection: sqlite3.Connection = local.connection
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            # check_same_thread: a connection is used by one thread only, but may be closed by another.
+            connection = sqlite3.connect(
+                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+            )
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA foreign_keys=ON")
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from error
+        with self._lock:
+            self._open.append(connection)
+        return connection
+
+    def _migrate(self) -> None:
+        try:
+            if self._connection().execute("PRAGMA user_version").fetchone()[0] == len(_MIGRATIONS):
+                return
+            with self.transaction(durable=True) as connection:
+                version = connection.execute("PRAGMA user_version").fetchone()[0]
+                if version > len(_MIGRATIONS):
+                    raise Unsupported(
+                        f"{self.path}: schema version {version} was made by a newer sampan",
+                        hint="run that version, or use another root",
+                    )
+                for script in _MIGRATIONS[version:]:
+                    for statement in script.split(";"):
+                        connection.execute(statement)
+                connection.execute(f"PRAGMA user_version={len(_MIGRATIONS)}")
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from error
+
+    @contextmanager
+    def transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+        """A write transaction of the calling thread; inside another one, a part of it.
+
+        Args:
+            durable: On disk when the block is left, should the power fail the next moment. Of nested transactions
+                the outermost decides.
+        """
+        connection = self._connection()
+        local = self._local
+        if local.depth:
+            local.depth += 1
+            try:
+                yield connection
+            finally:
+                local.depth -= 1
+            return
+        try:
+            if durable:
+                connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from error
+        local.depth = 1
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError | sqlite3.DatabaseError) and not isinstance(
+                error, sqlite3.IntegrityError
+            ):
+                raise translate(error, self.path) from error
+            raise
+        finally:
+            local.depth = 0
+            if durable:
+                connection.execute("PRAGMA synchronous=NORMAL")
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        """All rows of a query."""
+        try:
+            return self._connection().execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from error
+
+    def row(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
+        """The first row of a query, or None."""
+        try:
+            return self._connection().execute(sql, parameters).fetchone()
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from error
+
+    def close(self) -> None:
+        """Close the connections of every thread of this process."""
+        with self._lock:
+            connections, self._open = self._open, []
+        if getattr(self._local, "pid", None) == os.getpid():
+            self._local.pid = None
+        for connection in connections:
+            connection.close()
+
+
+def translate(error: sqlite3.Error, path: str) -> SampanError:
+    """SQLite's error as one of ours."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return Exhausted(f"{path}: no space is left", hint="free some, or run `sampan system gc`")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return TimedOut(f"{path}: locked by another process for {BUSY_SECONDS:.0f} s")
+    return SampanError(f"{path}: {error}")

@@ -1,0 +1,1 @@
+"""Snapshots: the layers of root file systems, and the writable tops of containers."""

@@ -1,0 +1,140 @@
+"""The store: one directory, opened by any number of processes and threads at once.
+
+::
+
+    ROOT/                0711 (a pod's user namespace must get through), its files and folders narrower
+      meta.db            what is there (see database.py for the commit rules)
+      content/           blobs (content.py), 0700
+      snapshots/         layers and containers' tops (snapshots/), 0711
+
+Everything that is written under ROOT is written by this package.
+"""
+
+import os
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from sampan.errors import InvalidInput, StageFailed, Unsupported
+from sampan.storage.content import Content
+from sampan.storage.database import Database
+from sampan.storage.images import Images
+from sampan.storage.records import Events, Leases, Records
+from sampan.storage.snapshots.base import DirectorySnapshotter
+from sampan.storage.snapshots.native import NativeSnapshotter
+from sampan.storage.snapshots.overlay import OverlaySnapshotter
+
+if TYPE_CHECKING:
+    import sqlite3
+    from typing import Self
+
+_DIRECTORIES = (
+    ("", 0o711),
+    ("content", 0o700),
+    ("content/blobs", 0o700),
+    ("content/blobs/sha256", 0o700),
+    ("content/ingest", 0o700),
+    ("snapshots", 0o711),
+)
+_CHOICE = "snapshotter"
+
+
+class Store:
+    """See the module.
+
+    Args:
+        root: The directory; made if it is not there.
+        snapshotter: ``overlayfs``, ``native``, or empty for what the root was made with, or the best that works.
+    """
+
+    def __init__(self, root: str, *, snapshotter: str = "") -> None:
+        self.root = os.path.abspath(root)
+        try:
+            for name, mode in _DIRECTORIES:
+                _make_directory(os.path.join(self.root, name), mode)
+        except OSError as error:
+            raise StageFailed("open store", error, hint="run as root, or choose another root") from error
+        path = os.path.join(self.root, "meta.db")
+        _narrow(path)
+        self.database = Database(path)
+        self.content = Content(os.path.join(self.root, "content"), self.database)
+        self.events = Events(self.database)
+        self.snapshots = self._snapshotter(snapshotter)
+
+    def _snapshotter(self, wanted: str) -> DirectorySnapshotter:
+        root = os.path.join(self.root, "snapshots")
+        made_with = os.path.join(self.root, _CHOICE)
+        try:
+            with open(made_with) as file:
+                chosen = file.read().strip()
+        except FileNotFoundError:
+            chosen = ""
+        name = chosen or wanted
+        if name not in ("", "overlayfs", "native"):
+            raise InvalidInput(f'"{name}" is neither overlayfs nor native', field="snapshotter")
+        if chosen and wanted and chosen != wanted:
+            raise InvalidInput(f"{self.root} was made with {chosen}", field="snapshotter", hint="use another root")
+        if name != "native":
+            overlay = OverlaySnapshotter(root, self.database, userxattr=os.geteuid() != 0)
+            try:
+                if not chosen:
+                    overlay.check()
+            except Unsupported:
+                if name:
+                    raise
+                name = "native"
+            else:
+                name = "overlayfs"
+        if not chosen:
+            with open(made_with, "w") as file:
+                file.write(name + "\n")
+        return NativeSnapshotter(root, self.database) if name == "native" else overlay
+
+    def images(self, namespace: str) -> Images:
+        """The image names of a namespace."""
+        return Images(self.database, _checked(namespace))
+
+    def records(self, namespace: str, kind: str) -> Records:
+        """The records of a kind in a namespace."""
+        return Records(self.database, _checked(namespace), kind)
+
+    def leases(self, namespace: str) -> Leases:
+        """The leases of a namespace."""
+        return Leases(self.database, _checked(namespace))
+
+    def namespaces(self) -> list[str]:
+        """The namespaces that have anything in them."""
+        tables = " UNION ".join(f"SELECT namespace FROM {table}" for table in ("images", "records", "leases"))
+        return [row[0] for row in self.database.rows(f"SELECT namespace FROM ({tables}) ORDER BY namespace")]
+
+    def transaction(self, *, durable: bool = False) -> "AbstractContextManager[sqlite3.Connection]":
+        """Group operations of the calling thread: all or none."""
+        return self.database.transaction(durable=durable)
+
+    def close(self) -> None:
+        """Close the database's connections."""
+        self.database.close()
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _make_directory(path: str, mode: int) -> None:
+    try:
+        os.makedirs(path, mode=0o711)
+    except FileExistsError:
+        return
+    os.chmod(path, mode)  # the umask has had its say
+
+
+def _narrow(path: str) -> None:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+
+
+def _checked(namespace: str) -> str:
+    # containerd's rule: it ends up in paths and labels of other tools.
+    if not namespace or len(namespace) > 76 or not all(c.isascii() and (c.isalnum() or c in "._-") for c in namespace):
+        raise InvalidInput(f'"{namespace[:80]}" is not letters, digits, ".", "_", "-"', field="namespace")
+    return namespace

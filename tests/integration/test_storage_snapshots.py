@@ -1,0 +1,156 @@
+"""Snapshots on the real kernel: one contract for every snapshotter, and what only overlayfs does."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sampan.errors import AlreadyExists, InvalidInput, NotFound, WrongState
+from sampan.storage.mount import attach, detach
+from sampan.storage.store import Store
+
+if TYPE_CHECKING:
+    from sampan.storage.mount import Mount
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(params=["overlayfs", "native"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    with Store(str(tmp_path / "root"), snapshotter=request.param) as store:
+        yield store
+
+
+@pytest.fixture
+def overlay_store(tmp_path: Path) -> Iterator[Store]:
+    with Store(str(tmp_path / "root"), snapshotter="overlayfs") as store:
+        yield store
+
+
+@contextmanager
+def mounted(mounts: list[Mount], tmp_path: Path) -> Iterator[Path]:
+    target = tmp_path / "mnt"
+    target.mkdir(exist_ok=True)
+    attach(mounts, str(target))
+    try:
+        yield target
+    finally:
+        detach(str(target))
+
+
+def layer(store: Store, tmp_path: Path, name: str, parent: str, *files: str) -> None:
+    with mounted(store.snapshots.prepare("work-" + name, parent), tmp_path) as root:
+        for file in files:
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).write_text(name)
+    store.snapshots.commit(name, "work-" + name)
+
+
+def test_a_child_sees_its_parents_and_changes_none(store: Store, tmp_path: Path) -> None:
+    layer(store, tmp_path, "one", "", "a", "d/b")
+    layer(store, tmp_path, "two", "one", "d/c", "a")
+    with mounted(store.snapshots.prepare("top", "two"), tmp_path) as root:
+        assert [(root / f).read_text() for f in ("a", "d/b", "d/c")] == ["two", "one", "two"]
+        (root / "a").unlink()
+        (root / "d/b").write_text("changed")
+    with mounted(store.snapshots.view("look", "two"), tmp_path) as root:
+        assert (root / "a").read_text() == "two"
+        assert (root / "d/b").read_text() == "one"
+        with pytest.raises(OSError, match="Read-only"):
+            (root / "x").touch()
+    with mounted(store.snapshots.mounts("top"), tmp_path) as root:
+        assert not (root / "a").exists()
+        assert (root / "d/b").read_text() == "changed"
+
+
+def test_kinds_and_order(store: Store, tmp_path: Path) -> None:
+    layer(store, tmp_path, "one", "", "a")
+    store.snapshots.prepare("top", "one", labels={"k": "v"})
+    assert [(i.key, i.kind, i.parent) for i in store.snapshots.walk()] == [
+        ("one", "committed", ""),
+        ("top", "active", "one"),
+    ]
+    assert store.snapshots.stat("top").labels == {"k": "v"}
+    assert store.snapshots.usage("one").inodes >= 2
+    with pytest.raises(WrongState, match='parent of "top"'):
+        store.snapshots.remove("one")
+    with pytest.raises(WrongState, match="only a committed one"):
+        store.snapshots.prepare("x", "top")
+    with pytest.raises(WrongState):
+        store.snapshots.mounts("one")
+    with pytest.raises(AlreadyExists):
+        store.snapshots.prepare("top", "one")
+    with pytest.raises(NotFound):
+        store.snapshots.prepare("x", "none")
+    store.snapshots.remove("top")
+    store.snapshots.remove("one")
+    with pytest.raises(NotFound):
+        store.snapshots.remove("one")
+    assert os.listdir(store.snapshots.root) == ["lock"]
+
+
+def test_what_dead_processes_left_is_swept(store: Store, tmp_path: Path) -> None:
+    (Path(store.snapshots.root) / "0123456789" / "fs").mkdir(parents=True)
+    living, dead = store.snapshots.stage(), store.snapshots.stage()
+    dead.close()
+    store.snapshots.sweep()
+    assert store.snapshots.exists(living.key)
+    assert not store.snapshots.exists(dead.key)
+    assert sorted(os.listdir(store.snapshots.root)) == sorted(["lock", os.path.basename(living.directory)])
+    living.close()
+
+
+def test_the_way_to_a_snapshot_is_searchable(store: Store, tmp_path: Path) -> None:
+    store.snapshots.prepare("top")
+    directory = store.snapshots.stat("top").directory
+    for path in (store.root, store.snapshots.root, directory):
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o711
+    assert stat.S_IMODE(os.stat(store.content.root).st_mode) == 0o700
+
+
+def test_hundreds_of_layers(overlay_store: Store, tmp_path: Path) -> None:
+    parent = ""
+    for number in range(200):
+        stage = overlay_store.snapshots.stage()
+        (Path(stage.files) / f"f{number}").write_text(str(number))
+        overlay_store.snapshots.commit_all([(f"l{number}", stage.key, parent)])
+        stage.close()
+        parent = f"l{number}"
+    with mounted(overlay_store.snapshots.prepare("top", parent), tmp_path) as root:
+        assert len(list(root.iterdir())) == 200
+
+
+def test_a_throw_away_overlay_on_the_machines_own_root(overlay_store: Store, tmp_path: Path) -> None:
+    mounts = overlay_store.snapshots.overlay_on("top", "/")
+    with mounted(mounts, tmp_path) as root:
+        assert (root / "etc/passwd").read_text() == Path("/etc/passwd").read_text()
+        (root / "sampan-was-here").touch()
+    assert not Path("/sampan-was-here").exists()
+    with pytest.raises(WrongState):
+        overlay_store.snapshots.commit("layer", "top")
+    overlay_store.snapshots.remove("top")
+    with pytest.raises(InvalidInput, match="not a directory"):
+        overlay_store.snapshots.overlay_on("top", "/nowhere")
+
+
+def test_a_lower_directory_with_odd_letters(overlay_store: Store, tmp_path: Path) -> None:
+    odd = tmp_path / "a:b,c\\d"
+    odd.mkdir()
+    (odd / "file").touch()
+    with mounted(overlay_store.snapshots.overlay_on("top", str(odd)), tmp_path) as root:
+        assert (root / "file").exists()
+
+
+def test_the_choice_of_snapshotter_stays(tmp_path: Path) -> None:
+    root = str(tmp_path / "root")
+    Store(root, snapshotter="native").close()
+    with Store(root) as store:
+        assert store.snapshots.name == "native"
+    with pytest.raises(InvalidInput, match="made with native"):
+        Store(root, snapshotter="overlayfs")

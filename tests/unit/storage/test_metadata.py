@@ -1,0 +1,121 @@
+"""Names, records, leases, events: one database, many threads and processes."""
+
+import multiprocessing
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sampan.errors import AlreadyExists, NotFound, Unsupported
+from sampan.spec.image import Descriptor, digest_of
+from sampan.storage.database import Database
+from sampan.storage.images import Images
+from sampan.storage.records import Events, Leases, Records
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(str(tmp_path / "meta.db"))
+    yield database
+    database.close()
+
+
+def target(text: str) -> Descriptor:
+    return Descriptor(media_type="m/t", digest=digest_of(text.encode()), size=len(text))
+
+
+def test_image_names(database: Database) -> None:
+    images = Images(database, "default")
+    images.put("a:1", target("x"), {"k": "v"})
+    entry = images.put("a:1", target("y"))
+    assert (entry.target, entry.labels) == (target("y"), {"k": "v"})
+    assert entry.updated_at > entry.created_at
+    images.put("a:2", target("y"))
+    assert [e.name for e in images.find(target("y").digest)] == ["a:1", "a:2"]
+    assert Images(database, "k8s.io").list() == []
+    images.delete("a:1")
+    with pytest.raises(NotFound, match='image "a:1"'):
+        images.get("a:1")
+    with pytest.raises(NotFound):
+        images.delete("a:1")
+
+
+def test_records_have_unique_names_of_their_kind(database: Database) -> None:
+    pods = Records(database, "default", "pod")
+    pods.put("1", b"one", create=True, name="web")
+    with pytest.raises(AlreadyExists, match='pod named "web"'):
+        pods.put("2", b"two", create=True, name="web")
+    with pytest.raises(AlreadyExists):
+        pods.put("1", b"again", create=True)
+    pods.put("1", b"changed")
+    assert pods.find("web") == "1"
+    assert pods.list() == [("1", b"changed")]
+    Records(database, "default", "container").put("1", b"", name="web")
+    pods.delete("1")
+    for missing in (lambda: pods.get("1"), lambda: pods.find("web"), lambda: pods.delete("1")):
+        with pytest.raises(NotFound):
+            missing()
+
+
+def test_events_are_numbered_for_ever(database: Database) -> None:
+    events = Events(database)
+    assert events.last() == 0
+    for number in range(5):
+        events.append("default" if number % 2 else "k8s.io", b"%d" % number)
+    assert [e.sequence for e in events.since(2)] == [3, 4, 5]
+    assert [e.data for e in events.since(0, namespace="default")] == [b"1", b"3"]
+    assert events.trim(0) == 5
+    assert events.append("default", b"") == 6
+
+
+def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
+    records = Records(database, "default", "pod")
+    with pytest.raises(AlreadyExists), database.transaction():  # noqa: PT012 - the second is the one
+        records.put("1", b"x")
+        records.put("1", b"x", create=True)
+    assert records.list() == []
+
+
+def test_leases(database: Database) -> None:
+    leases = Leases(database, "default")
+    with leases.create("pull") as lease:
+        lease.add_content("sha256:1")
+        lease.add_content("sha256:1")
+        with pytest.raises(AlreadyExists):
+            leases.create("pull")
+        assert [one.id for one in leases.list()] == ["pull"]
+    assert leases.list() == []
+    lease.release()
+    with pytest.raises(NotFound):
+        lease.renew(1)
+
+
+def _append(path: str, count: int) -> None:
+    database = Database(path)
+    for _ in range(count):
+        Events(database).append("default", b"")
+    database.close()
+
+
+def test_threads_and_processes_write_at_once(database: Database) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_append, args=(database.path, 50)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    events = Events(database)
+    threads = [threading.Thread(target=lambda: [events.append("k8s.io", b"") for _ in range(50)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for process in processes:
+        process.join()
+    assert [event.sequence for event in events.since(0)] == list(range(1, 301))
+
+
+def test_a_newer_schema_is_refused(database: Database) -> None:
+    database.rows("PRAGMA user_version=99")
+    database.close()
+    with pytest.raises(Unsupported, match="newer"):
+        Database(database.path)
