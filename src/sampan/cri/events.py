@@ -1,0 +1,69 @@
+"""GetContainerEvents: what happens to pods and containers, in sequence, from the engine's durable record."""
+
+from collections.abc import Iterator
+
+import grpc
+
+from sampan.cri import api_pb2 as pb
+from sampan.cri import container_messages, pod_messages
+from sampan.engine.engine import Engine
+from sampan.engine.model import Event
+from sampan.errors import NotFound
+
+#: An event of the engine -> events of the interface. Running out of memory is told by the stop that follows it.
+_KINDS: dict[str, tuple[pb.ContainerEventType.ValueType, ...]] = {
+    "created": (pb.CONTAINER_CREATED_EVENT,),
+    "started": (pb.CONTAINER_STARTED_EVENT,),
+    "stopped": (pb.CONTAINER_STOPPED_EVENT,),
+    "deleted": (pb.CONTAINER_DELETED_EVENT,),
+    "pod-created": (pb.CONTAINER_CREATED_EVENT, pb.CONTAINER_STARTED_EVENT),
+    "pod-stopped": (pb.CONTAINER_STOPPED_EVENT,),
+    "pod-deleted": (pb.CONTAINER_DELETED_EVENT,),
+}
+#: Seconds after which a follower looks whether its client is still there.
+_LOOK = 30.0
+
+
+class Events:
+    """The call about events.
+
+    Args:
+        engine: The engine.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def get_container_events(
+        self, _request: pb.GetEventsRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.ContainerEventResponse]:
+        """Events from now on, until the client leaves."""
+        subscription = self._engine.events.subscribe()
+        if not context.add_callback(subscription.close):
+            return
+        try:
+            # The headers tell the client that the subscription stands: what it causes from now on, it will be told.
+            context.send_initial_metadata(())
+            while context.is_active():
+                event = subscription.get(_LOOK)
+                if event is not None:
+                    yield from self._messages(event)
+        finally:
+            subscription.close()
+
+    def _messages(self, event: Event) -> Iterator[pb.ContainerEventResponse]:
+        for kind in _KINDS.get(event.kind, ()):
+            message = pb.ContainerEventResponse(
+                container_id=event.container_id or event.pod_id,
+                container_event_type=kind,
+                created_at=event.time,
+            )
+            try:
+                pod = self._engine.pods.get(event.pod_id)
+                containers = self._engine.containers.list(pod_id=pod.id)
+            except NotFound:
+                pass
+            else:
+                message.pod_sandbox_status.CopyFrom(pod_messages.status(pod))
+                message.containers_statuses.extend(container_messages.status(each, None) for each in containers)
+            yield message
