@@ -76,7 +76,7 @@ class GroupV1(Group):
         joiner = Joiner(fds := [])
         try:
             for directory in self._v1_directories():
-                fds.append(os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC))
+                fds += (os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC),)
         except OSError as error:
             joiner.close()
             raise StageFailed("join cgroup", error) from error
@@ -171,7 +171,7 @@ class GroupV1(Group):
         finally:
             self.thaw()
 
-    def pids(self, all: bool = True) -> list[int]:
+    def pids(self, all: bool = True) -> list[int]:  # noqa: A002 - as in Group
         for name in _MEMBERSHIP:
             if name in self._directories:
                 return hierarchy.read_pids(self._directories[name], below=all)
