@@ -1,0 +1,474 @@
+"""One container of a monitor: its streams, its processes, its end."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from sampan.cgroup import open_group
+from sampan.errors import SampanError, WrongState
+from sampan.runtime.handler import Stdio
+from sampan.shim.attach import Attachment
+from sampan.shim.exits import Exit, write_exit
+from sampan.shim.logfile import LogFile
+from sampan.shim.stdio import Output
+from sampan.shim.streams import Sink
+from sampan.wire import crilog
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from sampan.cgroup import Group, OomWatch
+    from sampan.runtime.handler import Handler
+    from sampan.shim.journal import Journal
+    from sampan.shim.loop import Loop, Timer
+    from sampan.shim.service import Call
+
+#: Seconds that output may still come after a container's end, from a process of it that outlived it.
+_LINGER = 1.0
+#: Ended execs whose exit status is kept for a late question.
+_KEPT_EXECS = 32
+
+
+class Exec:
+    """One more process in a container.
+
+    Args:
+        exec_id: Its name within the container.
+        pid: Leader of its session and of its process group.
+    """
+
+    __slots__ = ("ended", "id", "pid", "started_at", "timed_out", "timer", "waiters")
+
+    def __init__(self, exec_id: str, pid: int) -> None:
+        self.id = exec_id
+        self.pid = pid
+        self.started_at = time.time_ns()
+        self.ended: Exit | None = None
+        self.timed_out = False
+        self.timer: Timer | None = None
+        self.waiters: list[Callable[[Exit], None]] = []
+
+    def kill_group(self) -> None:
+        """Its time is up: end it and whatever it started that did not leave its process group."""
+        self.timed_out = True
+        kill_group(self.pid, 9)
+
+    def finish(self, ended: Exit) -> None:
+        """It has been reaped."""
+        if self.timer is not None:
+            self.timer.cancel()
+        ended.timed_out = self.timed_out
+        ended.started_at = self.started_at
+        self.ended = ended
+        waiters, self.waiters = self.waiters, []
+        for tell in waiters:
+            tell(ended)
+
+
+def kill_group(pid: int, signal: int) -> None:
+    """Signal a process group; of one that is not (yet) a leader, the process."""
+    try:
+        os.killpg(pid, signal)
+    except ProcessLookupError:
+        try:
+            os.kill(pid, signal)
+        except ProcessLookupError:
+            pass
+
+
+class Settings:
+    """How a container is to be run, from the ``create`` request."""
+
+    __slots__ = ("bundle", "cgroup", "log_path", "max_line", "stdin", "stdin_once", "systemd", "tty")
+
+    def __init__(self, call: Call, max_line: int) -> None:
+        self.bundle = call.text("bundle")
+        self.tty = call.flag("tty")
+        self.stdin = call.flag("stdin")
+        self.stdin_once = call.flag("stdin_once")
+        self.log_path = call.text("log_path", "")
+        self.cgroup = call.text("cgroup", "")
+        self.systemd = call.flag("systemd")
+        self.max_line = max_line
+
+
+class Container:
+    """A container from its creation to its deletion. States: created, running, paused, exited.
+
+    Args:
+        loop: The event loop.
+        journal: Where its events go.
+        handler: The OCI runtime that runs it.
+        directory: The pod's folder.
+        container_id: Its id.
+        settings: From the request.
+    """
+
+    def __init__(
+        self, loop: Loop, journal: Journal, handler: Handler, directory: str, container_id: str, settings: Settings
+    ) -> None:
+        self._loop = loop
+        self._journal = journal
+        self._handler = handler
+        self._directory = directory
+        self.id = container_id
+        self.settings = settings
+        self.state = "creating"
+        self.created_at = time.time_ns()
+        self.started_at = 0
+        self.pid = 0
+        self.ended: Exit | None = None
+        self.execs: dict[str, Exec] = {}
+        self.waiters: list[Callable[[Exit], None]] = []
+        self._exec_count = 0
+        self._log = LogFile(settings.log_path)
+        self._outputs: dict[str, Output] = {}
+        self._stdin: Sink | None = None
+        self._console = -1
+        self._attachments: list[Attachment] = []
+        self._group: Group | None = open_group(settings.cgroup, systemd=settings.systemd) if settings.cgroup else None
+        self._watch: OomWatch | None = None
+        self._own_pids = False
+
+    def create(self) -> None:
+        """Make it, with pipes or a pty for its streams.
+
+        Raises:
+            SampanError: The runtime refused; nothing is left.
+        """
+        pipes = _Pipes(stdin=self.settings.stdin, outputs=not self.settings.tty)
+        try:
+            created = self._handler.create(self.id, self.settings.bundle, pipes.container_side())
+        except BaseException:
+            pipes.close()
+            self._log.close()
+            raise
+        self.pid = created.pid
+        self.state = "created"
+        pipes.close_container_side()
+        if created.console >= 0:
+            pipes.close()
+            self._take_console(created.console)
+        else:
+            self._take_pipes(pipes)
+        self._own_pids = _is_init(self.pid)
+        self._watch_memory()
+        self._journal.publish("create", self.id, pid=self.pid)
+
+    def start(self) -> None:
+        """Let its program run."""
+        if self.state != "created":
+            raise WrongState(f"container {self.id} is {self.state}, not created")
+        self._handler.start(self.id)
+        self.started_at = time.time_ns()
+        self.state = "running"
+        self._journal.publish("start", self.id, pid=self.pid)
+
+    def exec(self, call: Call) -> tuple[Exec, int]:
+        """Run one more process on the descriptors that came with ``call``; returns it and its pty's master or -1."""
+        self._check_running()
+        exec_id = call.text("exec_id", "") or self._next_exec_id()
+        if exec_id in self.execs and self.execs[exec_id].ended is None:
+            raise WrongState(f"container {self.id} has an exec {exec_id} already")
+        streams = call.streams()
+        try:
+            created = self._handler.exec(self.id, call.document("process"), Stdio(**streams))
+        finally:
+            for fd in streams.values():
+                os.close(fd)
+        made = Exec(exec_id, created.pid)
+        timeout = call.number("timeout", 0)
+        if timeout > 0:
+            made.timer = self._loop.later(timeout, made.kill_group)
+        self.execs[exec_id] = made
+        self._journal.publish("exec-start", self.id, exec_id=exec_id, pid=made.pid)
+        return made, created.console
+
+    def attach(self, call: Call) -> None:
+        """Connect the descriptors that came with ``call`` to the streams; answers it."""
+        if self.state == "exited":
+            raise WrongState(f"container {self.id} has exited")
+        streams = call.streams()
+
+        def detached(reason: str) -> None:
+            self._attachments.remove(attachment)
+            call.event({"event": "detached", "reason": reason})
+
+        attachment = Attachment(self._loop, detached)
+
+        def hung_up() -> None:
+            if attachment in self._attachments:
+                self._attachments.remove(attachment)
+                attachment.close()
+
+        call.reply({"tty": self.settings.tty})
+        self._attachments.append(attachment)
+        call.on_hangup(hung_up)
+        for name in ("stdout", "stderr"):
+            fd = streams.pop(name, -1)
+            if fd < 0:
+                continue
+            if name in self._outputs:
+                attachment.add_output(self._outputs[name], fd)
+            else:
+                os.close(fd)
+        fd = streams.pop("stdin", -1)
+        if fd >= 0:
+            if self._stdin is not None and self._stdin.fd >= 0:
+                attachment.set_input(fd, self._stdin, self._input_ended)
+            else:
+                os.close(fd)
+        if not self._outputs:
+            attachment.finish("the container has closed its output")
+
+    def resize(self, width: int, height: int) -> None:
+        """Set the size of its terminal."""
+        if self._console < 0:
+            raise WrongState(f"container {self.id} has no terminal")
+        from sampan.linux import pty
+
+        pty.resize(self._console, height, width)
+
+    def close_stdin(self) -> None:
+        """Let the container see the end of its input once it has read what was sent."""
+        if self._stdin is not None and not self.settings.tty:
+            self._stdin.finish()
+
+    def signal(self, signal: int, *, all: bool, exec_id: str) -> None:
+        """Signal its init, all of its processes, or an exec (with ``all``, its process group)."""
+        if exec_id:
+            found = self.find_exec(exec_id)
+            if found.ended is not None:
+                raise WrongState(f"exec {exec_id} has exited")
+            if all:
+                kill_group(found.pid, signal)
+            else:
+                os.kill(found.pid, signal)
+            return
+        if self.state == "exited" and not all:
+            raise WrongState(f"container {self.id} has exited")
+        self._handler.kill(self.id, signal, all=all)
+
+    def kill_all(self) -> None:
+        """End every process of it, whatever state it is in; never fails."""
+        try:
+            if self._group is not None:
+                self._group.kill(9)
+            else:
+                self._handler.kill(self.id, 9, all=True)
+        except (SampanError, OSError):
+            pass
+        if self.ended is None and self.pid:
+            try:
+                os.kill(self.pid, 9)  # our child, and not reaped yet: the pid is its own
+            except ProcessLookupError:
+                pass
+
+    def find_exec(self, exec_id: str) -> Exec:
+        """One of its execs.
+
+        Raises:
+            NotFound: It has none of that name, or forgot it.
+        """
+        from sampan.errors import NotFound
+
+        found = self.execs.get(exec_id)
+        if found is None:
+            raise NotFound(f"container {self.id} has no exec {exec_id}")
+        return found
+
+    def reopen_log(self) -> None:
+        """Go on in a new file at the log's path."""
+        self._log.reopen()
+
+    def reaped(self, pid: int, status: int) -> bool:
+        """A child has ended: whether it was one of this container's, whose end is then recorded and told."""
+        now = time.time_ns()
+        if pid == self.pid and self.ended is None:
+            self._finish(Exit.of_status(status, now))
+            return True
+        for found in self.execs.values():
+            if found.pid == pid and found.ended is None:
+                ended = Exit.of_status(status, now)
+                found.finish(ended)
+                self._journal.publish("exec-exit", self.id, exec_id=found.id, pid=pid, **_outcome(ended))
+                self._forget_old_execs()
+                return True
+        return False
+
+    def delete(self) -> None:
+        """Remove what the runtime keeps of it, and end its streams. It has exited."""
+        self._handler.delete(self.id, force=True)
+        self._close_streams()
+        self._unwatch_memory()
+        self._log.close()
+        self._journal.publish("delete", self.id)
+
+    def describe(self) -> dict[str, Any]:
+        """For ``info``."""
+        return {
+            "id": self.id,
+            "pid": self.pid,
+            "state": self.state,
+            "created_at": self.created_at,
+            "started_at": self.started_at,
+            "log_path": self._log.path,
+            "log_lost": self._log.lost,
+            "tty": self.settings.tty,
+            "exit": self.ended.as_dict() if self.ended is not None else None,
+            "execs": [{"id": e.id, "pid": e.pid} for e in self.execs.values() if e.ended is None],
+        }
+
+    def _check_running(self) -> None:
+        if self.state not in ("running", "paused"):
+            raise WrongState(f"container {self.id} is {self.state}, not running")
+
+    def _finish(self, ended: Exit) -> None:
+        ended.started_at = self.started_at
+        if self._group is not None:
+            ended.oom_killed = self._oom_kills() > 0
+        if not self._own_pids:
+            self.kill_all()  # with a PID namespace of its own the kernel has done so
+        for output in tuple(self._outputs.values()):
+            output.drain()
+        self.ended = ended
+        self.state = "exited"
+        write_exit(self._directory, self.id, ended)
+        if self._stdin is not None:
+            self._stdin.close()
+        self._unwatch_memory()
+        self._journal.publish("exit", self.id, pid=self.pid, **_outcome(ended))
+        waiters, self.waiters = self.waiters, []
+        for tell in waiters:
+            tell(ended)
+        if self._outputs:
+            self._loop.later(_LINGER, self._close_streams)
+
+    def _oom_kills(self) -> int:
+        try:
+            return self._group.oom_kills() if self._group is not None else 0
+        except (SampanError, OSError):
+            return 0
+
+    def _watch_memory(self) -> None:
+        """Learn of an OOM kill when it happens. Where it can't be watched, the count at the end is all there is."""
+        if self._group is None:
+            return
+        try:
+            self._watch = self._group.oom_watch()
+            self._loop.watch(self._watch.fd, self._watch.events, self._out_of_memory)
+        except (SampanError, OSError):
+            self._unwatch_memory()
+
+    def _unwatch_memory(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            self._loop.forget(watch.fd)
+            watch.close()
+
+    def _out_of_memory(self, _: int) -> None:
+        if self._watch is not None and self._watch.drain() > 0:
+            self._journal.publish("oom", self.id)
+
+    def _take_console(self, console: int) -> None:
+        self._console = console
+        self._stdin = Sink(self._loop, os.dup(console), _ignore, patience=0)
+        self._add_output("stdout", os.dup(console), tty=True)
+
+    def _take_pipes(self, pipes: _Pipes) -> None:
+        if pipes.stdin >= 0:
+            self._stdin = Sink(self._loop, pipes.stdin, _ignore, patience=0)
+        if pipes.stdout >= 0:
+            self._add_output("stdout", pipes.stdout)
+            self._add_output("stderr", pipes.stderr)
+
+    def _add_output(self, name: str, fd: int, *, tty: bool = False) -> None:
+        encoder = crilog.Encoder(name, self.settings.max_line)
+        self._outputs[name] = Output(self._loop, fd, encoder, self._log, lambda: self._output_ended(name), tty=tty)
+
+    def _output_ended(self, name: str) -> None:
+        del self._outputs[name]
+        if not self._outputs:
+            for attachment in tuple(self._attachments):
+                attachment.finish("the container has closed its output")
+
+    def _input_ended(self) -> None:
+        if self.settings.stdin_once:
+            self.close_stdin()
+
+    def _close_streams(self) -> None:
+        for output in tuple(self._outputs.values()):
+            output.close()
+        if self._stdin is not None:
+            self._stdin.close()
+        if self._console >= 0:
+            os.close(self._console)
+            self._console = -1
+
+    def _next_exec_id(self) -> str:
+        self._exec_count += 1
+        return f"exec-{self._exec_count}"
+
+    def _forget_old_execs(self) -> None:
+        ended = [e for e in self.execs.values() if e.ended is not None]
+        for old in ended[:-_KEPT_EXECS]:
+            del self.execs[old.id]
+
+
+class _Pipes:
+    """The pipes between a monitor and a container; -1 for what is not wanted."""
+
+    def __init__(self, *, stdin: bool, outputs: bool) -> None:
+        self._theirs = Stdio()
+        self.stdin = self.stdout = self.stderr = -1
+        if stdin and outputs:
+            self._theirs.stdin, self.stdin = os.pipe2(os.O_CLOEXEC)
+        if outputs:
+            self.stdout, self._theirs.stdout = os.pipe2(os.O_CLOEXEC)
+            self.stderr, self._theirs.stderr = os.pipe2(os.O_CLOEXEC)
+
+    def container_side(self) -> Stdio:
+        return self._theirs
+
+    def close_container_side(self) -> None:
+        for fd in (self._theirs.stdin, self._theirs.stdout, self._theirs.stderr):
+            if fd >= 0:
+                os.close(fd)
+        self._theirs = Stdio()
+
+    def close(self) -> None:
+        self.close_container_side()
+        for fd in (self.stdin, self.stdout, self.stderr):
+            if fd >= 0:
+                os.close(fd)
+        self.stdin = self.stdout = self.stderr = -1
+
+
+def _is_init(pid: int) -> bool:
+    """Whether a process is the first of its PID namespace, so that the others there end with it."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"NSpid:"):
+                    numbers = line.split()[1:]
+                    return len(numbers) > 1 and numbers[-1] == b"1"
+    except OSError:
+        pass
+    return False
+
+
+def _outcome(ended: Exit) -> dict[str, Any]:
+    return {
+        "exit_code": ended.exit_code,
+        "signal": ended.signal,
+        "oom_killed": ended.oom_killed,
+        "timed_out": ended.timed_out,
+        "finished_at": ended.finished_at,
+    }
+
+
+def _ignore(_: str) -> None:
+    """A container that closed its input is no event."""
