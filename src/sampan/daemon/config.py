@@ -121,6 +121,8 @@ def load(path: str = "", overrides: Mapping[str, Any] | None = None) -> Config:
         _merge(merged, document, origins, file)
     for key, value in (overrides or {}).items():
         _merge(merged, _nested(key, value), origins, "command line")
+    # Describing another handler does not take our own away.
+    merged.setdefault("runtimes", {}).setdefault("sampan", {})
     config = _convert(merged, "command line" if overrides else "configuration")
     _check(config, origins)
     return config
@@ -185,7 +187,9 @@ def _check(config: Config, origins: Mapping[str, str]) -> None:
     """Rules over values: each fault is reported under the file that set the value."""
 
     def refuse(key: str, text: str) -> None:
-        raise InvalidInput(text, field=f"{origins.get(key, 'default')}: {key}")
+        table = key.rpartition(".")[0]
+        beside = next((origin for other, origin in origins.items() if table and other.startswith(f"{table}.")), "")
+        raise InvalidInput(text, field=f"{origins.get(key) or beside or 'default'}: {key}")
 
     for key, path in _paths(config).items():
         if path and (not path.startswith("/") or ".." in path.split("/")):
