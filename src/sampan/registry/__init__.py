@@ -1,1 +1,36 @@
-"""OCI distribution: resolving hosts, authenticating, pulling, pushing, copying, serving."""
+"""The distribution plank: pull, push and copy of images, and what they stand on.
+
+Importing this package imports nothing else; each name is loaded when it is first used, since HTTP and TLS cost more to
+import than most commands cost to run.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sampan.registry.credentials import Credentials
+    from sampan.registry.progress import Event
+    from sampan.registry.pulling import Pulled, pull
+    from sampan.registry.resolver import Resolver
+    from sampan.registry.transport import Limits
+
+__all__ = ["Credentials", "Event", "Limits", "Pulled", "Resolver", "pull"]
+
+_HOMES = {
+    "Credentials": "credentials",
+    "Event": "progress",
+    "Limits": "transport",
+    "Pulled": "pulling",
+    "Resolver": "resolver",
+    "pull": "pulling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
