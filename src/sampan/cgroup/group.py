@@ -115,7 +115,7 @@ class Group:
         """Signal every process in the group and in the groups under it."""
         raise NotImplementedError
 
-    def pids(self, all: bool = True) -> list[int]:  # noqa: A002 - the name of runc's command line
+    def pids(self, all: bool = True) -> list[int]:
         """Processes in the group and, with ``all``, in the groups under it; a group that is gone has none."""
         raise NotImplementedError
 

@@ -171,7 +171,7 @@ class GroupV1(Group):
         finally:
             self.thaw()
 
-    def pids(self, all: bool = True) -> list[int]:  # noqa: A002 - as in Group
+    def pids(self, all: bool = True) -> list[int]:
         for name in _MEMBERSHIP:
             if name in self._directories:
                 return hierarchy.read_pids(self._directories[name], below=all)
