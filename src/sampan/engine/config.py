@@ -31,6 +31,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
 
     root: str = DEFAULT_ROOT
     state: str = DEFAULT_STATE
+    #: Where logs of containers are kept that no kubelet made.
+    log_root: str = "/var/log/sampan"
     snapshotter: str = "overlayfs"
     default_handler: str = "sampan"
     handlers: dict[str, HandlerConfig] = msgspec.field(default_factory=lambda: {"sampan": HandlerConfig()})

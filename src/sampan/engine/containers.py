@@ -315,10 +315,16 @@ class Containers:
         )
 
     def attach(self, container_id: str, *, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> "AttachSession":
-        """Connect descriptors to the streams of the container's first process."""
+        """Connect descriptors to the streams of the container's first process, even before it is started.
+
+        Raises:
+            WrongState: The container has ended.
+        """
         from sampan.engine.execs import AttachSession
 
-        record = self.running(container_id)
+        record = self.get(container_id)
+        if record.state not in ("created", "running"):
+            raise WrongState(f"container {record.id[:12]} is {record.state}")
         return AttachSession(self._engine, record, stdin=stdin, stdout=stdout, stderr=stderr)
 
     def discard(self, record: ContainerRecord) -> None:

@@ -134,6 +134,13 @@ class Engine:
             "options": list(config.options),
         }
 
+    def reload(self, config: EngineConfig) -> None:
+        """Take up changed settings of registries and networks; roots and handlers stay until the next start."""
+        self.config = msgspec.structs.replace(
+            self.config, registry_config_dirs=config.registry_config_dirs, max_exec_output=config.max_exec_output
+        )
+        self._resolver = None
+
     def status(self) -> EngineStatus:
         """Whether pods can be given a network."""
         found = network.status(self.networks)

@@ -45,22 +45,26 @@ class Pods:
         self._engine = engine
         self._flights = Flights()
 
-    def run(self, spec: PodSpec) -> PodRecord:
+    def run(self, spec: PodSpec, *, exclusive: bool = False) -> PodRecord:
         """Make a pod and start it. The same request again, under way or done, gets the same pod.
+
+        Args:
+            spec: The request.
+            exclusive: Refuse a name that a ready pod has, too: for callers who never retry.
 
         Raises:
             InvalidInput: A field of the request is wrong.
-            AlreadyExists: A stopped pod has the name.
+            AlreadyExists: A stopped pod has the name; or, with ``exclusive``, any pod.
         """
         checks.pod(spec)
         handler, _ = self._engine.handler(spec.handler)
         name = unique_name(spec.metadata)
-        return self._flights.do(name, lambda: self._run(name, spec, handler))
+        return self._flights.do(name, lambda: self._run(name, spec, handler, exclusive=exclusive))
 
-    def _run(self, name: str, spec: PodSpec, handler: str) -> PodRecord:
+    def _run(self, name: str, spec: PodSpec, handler: str, *, exclusive: bool) -> PodRecord:
         engine = self._engine
         existing = engine.pod_records.named(name)
-        if existing is not None and existing.state == "ready":
+        if existing is not None and existing.state == "ready" and not exclusive:
             return existing
         if existing is not None:
             raise AlreadyExists(

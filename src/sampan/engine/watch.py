@@ -59,17 +59,15 @@ class Watch:
     def _handle(self, fd: int) -> None:
         pod_id, stream = self._streams[fd]
         try:
-            event = next(stream, None)
+            while event := stream.next(0):
+                if event["kind"] in ("exit", "oom"):
+                    self._settle(event["id"])
         except (SampanError, OSError):
-            event = None
-        if event is None:
             with self._lock:
                 del self._streams[fd]
             self._epoll.unregister(fd)
             stream.close()
             self._monitor_ended(pod_id)
-        elif event["kind"] in ("exit", "oom"):
-            self._settle(event["id"])
 
     def _settle(self, container_id: str) -> None:
         try:

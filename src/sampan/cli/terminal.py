@@ -1,0 +1,100 @@
+"""A person's terminal joined to a pty in a container: raw mode, window size, detach keys."""
+
+import fcntl
+import os
+import select
+import signal
+import struct
+import termios
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+#: Control-P Control-Q, as docker has it.
+DETACH_KEYS = b"\x10\x11"
+
+
+def window_size(fd: int) -> tuple[int, int]:
+    """Width and height of a terminal in characters; (80, 24) where it has none."""
+    try:
+        rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8)))
+    except OSError:
+        return 80, 24
+    return columns or 80, rows or 24
+
+
+@contextmanager
+def raw(fd: int) -> Iterator[None]:
+    """The terminal without line discipline: every key reaches the container; restored at the end."""
+    before = termios.tcgetattr(fd)
+    tty.setraw(fd)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def relay(container: int, resize: Callable[[int, int], None]) -> bool:
+    """Copy between our terminal and a descriptor of the container until that ends.
+
+    Args:
+        container: Pty master, or socket, that carries both directions.
+        resize: Called with width and height now, and whenever our terminal changes.
+
+    Returns:
+        False when the person detached.
+    """
+    changed, notify = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    former = signal.signal(signal.SIGWINCH, lambda *_: os.write(notify, b"w"))
+    resize(*window_size(0))
+    poll = select.poll()
+    for fd in (0, container, changed):
+        poll.register(fd, select.POLLIN)
+    held = b""
+    try:
+        with raw(0):
+            while True:
+                for fd, _ in poll.poll():
+                    if fd == changed:
+                        os.read(changed, 64)
+                        resize(*window_size(0))
+                    elif fd == container:
+                        if not _copy(container, 1):
+                            return True
+                    else:
+                        typed = os.read(0, 4096)
+                        if not typed:
+                            poll.unregister(0)
+                            continue
+                        held, keep = _detach_filter(held + typed)
+                        if keep is None:
+                            return False
+                        _write(container, keep)
+    finally:
+        signal.signal(signal.SIGWINCH, former)
+        os.close(changed)
+        os.close(notify)
+
+
+def _detach_filter(data: bytes) -> tuple[bytes, bytes | None]:
+    """What to hold back (the first detach key) and what to send on; None: both keys came."""
+    if DETACH_KEYS in data:
+        return b"", None
+    if data.endswith(DETACH_KEYS[:1]):
+        return DETACH_KEYS[:1], data[:-1]
+    return b"", data
+
+
+def _copy(source: int, target: int) -> bool:
+    try:
+        data = os.read(source, 1 << 16)
+    except OSError:
+        return False  # EIO: the last holder of the pty's other side has closed it
+    _write(target, data)
+    return bool(data)
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
