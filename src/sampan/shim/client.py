@@ -7,13 +7,15 @@ import fcntl
 
 from sampan.errors import TimedOut, Unavailable
 from sampan.shim import sockets
-from sampan.shim.exits import Exit
+from sampan.shim.exits import Exit, read_exit
 from sampan.wire import frames
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any, Self
+
+__all__ = ["Attachment", "EventStream", "Exec", "Exit", "MonitorClient", "read_exit"]
 
 #: Seconds for a monitor to answer what it answers at once.
 PATIENCE = 60.0
