@@ -1,6 +1,7 @@
 """Mounts: mount(2), umount2(2), and the mount API by descriptor of Linux 5.2 and later."""
 
 import ctypes
+import os
 
 from sampan.linux.syscall import fail, libc, syscall
 
@@ -30,6 +31,11 @@ MS_LAZYTIME = 1 << 25
 MNT_FORCE = 1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
+
+PROC_SUPER_MAGIC = 0x9FA0
+SYSFS_MAGIC = 0x62656572
+DEVPTS_SUPER_MAGIC = 0x1CD1
+CGROUP2_SUPER_MAGIC = 0x63677270
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -145,3 +151,49 @@ def fsconfig_create(fd: int) -> None:
 def fsmount(fd: int, attributes: int = 0) -> int:
     """fsmount(2): a detached mount of the configured file system."""
     return syscall(_SYS_FSMOUNT, fd, FSMOUNT_CLOEXEC, attributes)
+
+
+def fscontext_log(fd: int) -> str:
+    """What the kernel said about a failed fsconfig(2) or fsmount(2), one line; empty where it said nothing."""
+    lines = []
+    for _ in range(8):
+        try:
+            line = os.read(fd, 512)
+        except OSError:  # ENODATA: no more messages
+            break
+        # Each is "e ", "w " or "i " and the text.
+        lines.append(line.decode("utf-8", "replace").strip()[2:])
+    return "; ".join(lines)
+
+
+def attach(mount_fd: int, target_fd: int) -> None:
+    """Attach a detached mount on the very file or directory that ``target_fd`` is."""
+    move_mount(mount_fd, "", target_fd, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+
+
+def set_attributes(
+    fd: int,
+    *,
+    set: int = 0,  # noqa: A002 -- the word of mount_setattr(2)
+    clear: int = 0,
+    propagation: int = 0,
+    userns: int = 0,
+    recursive: bool = False,
+) -> None:
+    """mount_setattr(2) on the mount that ``fd`` is the root of."""
+    attr = MountAttr(set, clear, propagation, userns)
+    mount_setattr(fd, "", AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0), attr)
+
+
+def pivot_root(new: str, old: str) -> None:
+    """pivot_root(2)."""
+    if libc.pivot_root(_c(new), _c(old)) != 0:
+        raise fail(new)
+
+
+def filesystem_type(fd: int) -> int:
+    """Magic number of the file system that ``fd`` is on (``f_type`` of fstatfs(2))."""
+    buffer = (ctypes.c_long * 32)()
+    if libc.fstatfs(fd, ctypes.byref(buffer)) != 0:
+        raise fail(f"/proc/self/fd/{fd}")
+    return int(buffer[0]) & 0xFFFFFFFF

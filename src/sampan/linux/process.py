@@ -21,6 +21,8 @@ PR_CAP_AMBIENT = 47
 
 CLOSE_RANGE_CLOEXEC = 4
 
+_MFD_EXEC = 0x10
+
 F_ADD_SEALS = 1033
 F_SEAL_SEAL = 1
 F_SEAL_SHRINK = 2
@@ -135,11 +137,17 @@ def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
     syscall(_SYS_CLOSE_RANGE, first, last, flags)
 
 
-def sealed_memfd(name: str, content: bytes, *, cloexec: bool = True) -> int:
+def sealed_memfd(name: str, content: bytes, *, cloexec: bool = True, executable: bool = False) -> int:
     """A memory file of ``content`` that nobody, root included, can change any more (fcntl(2), F_ADD_SEALS)."""
     import fcntl
 
-    fd = os.memfd_create(name, os.MFD_ALLOW_SEALING | (os.MFD_CLOEXEC if cloexec else 0))
+    flags = os.MFD_ALLOW_SEALING | (os.MFD_CLOEXEC if cloexec else 0)
+    try:
+        fd = os.memfd_create(name, flags | (_MFD_EXEC if executable else 0))
+    except OSError as error:
+        if error.errno != 22:  # EINVAL: Linux before 6.3 does not know the flag, and needs none
+            raise
+        fd = os.memfd_create(name, flags)
     try:
         view = memoryview(content)
         while view:

@@ -41,13 +41,15 @@ class Created:
     Args:
         pid: A child of the calling process (or, of an external runtime, of the subreaper).
         console: Master side of the process's pty, the caller's to close; -1 without a terminal.
+        warnings: What was done less well than asked, because the kernel refused: lines for a log.
     """
 
-    __slots__ = ("console", "pid")
+    __slots__ = ("console", "pid", "warnings")
 
-    def __init__(self, pid: int, console: int = -1) -> None:
+    def __init__(self, pid: int, console: int = -1, warnings: tuple[str, ...] = ()) -> None:
         self.pid = pid
         self.console = console
+        self.warnings = warnings
 
 
 class Handler(Protocol):
@@ -55,44 +57,33 @@ class Handler(Protocol):
 
     def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created:
         """Make the container of ``<bundle>/config.json`` up to the point where its program would run."""
-        ...
 
     def start(self, container_id: str) -> None:
         """Let a created container's program run."""
-        ...
 
     def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio) -> Created:
         """Run one more process, an OCI ``process`` object, inside a running container."""
-        ...
 
     def kill(self, container_id: str, signal: int, *, all: bool = False) -> None:
         """Signal the container's init, or with ``all`` each of its processes."""
-        ...
 
     def delete(self, container_id: str, *, force: bool = False) -> None:
         """Remove what a stopped container left; ``force`` kills it first and forgives its absence."""
-        ...
 
     def pause(self, container_id: str) -> None:
         """Freeze every process of the container."""
-        ...
 
     def resume(self, container_id: str) -> None:
         """Undo :meth:`pause`."""
-        ...
 
     def update(self, container_id: str, resources: dict[str, Any]) -> None:
         """Change limits of a running container: an OCI ``linux.resources`` object, of which absent fields stay."""
-        ...
 
     def stats(self, container_id: str) -> dict[str, Any]:
         """Figures of the container in the form of the ``data`` of runc's ``events --stats``."""
-        ...
 
     def pids(self, container_id: str) -> list[int]:
         """Pids, in the caller's namespace, of every process of the container."""
-        ...
 
     def state(self, container_id: str) -> dict[str, Any]:
         """The OCI state document: ``ociVersion, id, status, pid, bundle, annotations``, and ours beside them."""
-        ...

@@ -1,0 +1,120 @@
+"""The talk between the runtime and the container's init while it is being set up.
+
+A pair of SOCK_SEQPACKET sockets, one message a packet: a letter and fields. Both ends are one program and one
+version, forked from each other, so the form is the interpreter's own (marshal). The child's end is
+close-on-exec: the parent reads end-of-file when the child has become another program.
+"""
+
+from __future__ import annotations
+
+# The C module: the socket module would bring enum, re and selectors, 10 ms of a cold start.
+import _socket
+import marshal
+import os
+import sys
+
+from sampan.errors import StageFailed
+from sampan.runtime import trace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+#: The child failed: (errno, text, stage, path, hint).
+FAILED = "F"
+#: An intermediate process made the init: (pid,).
+BORN = "B"
+#: The child is in its user namespace without mappings, and waits.
+MAP = "M"
+#: The environment exists and nothing is pivoted yet: prestart and createRuntime hooks run now.
+ENVIRONMENT = "E"
+#: The terminal's master, as a descriptor beside the message.
+CONSOLE = "C"
+#: The listener of a seccomp filter, as a descriptor beside the message.
+LISTENER = "L"
+#: The child is about to execute its program; end-of-file follows when it has.
+READY = "X"
+#: Limits may be set on the child now.
+LIMITS = "R"
+#: Something was done less well than asked: (text,).
+WARNING = "W"
+#: The child's steps: (rows,).
+TRACE = "T"
+#: The parent has done what the child waits for.
+GO = "G"
+
+_SIZE = 1 << 17
+
+
+class Channel:
+    """One end."""
+
+    __slots__ = ("_end",)
+
+    def __init__(self, end: _socket.socket) -> None:
+        self._end = end
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, Channel]:
+        """Two joined ends, both close-on-exec."""
+        kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
+        left, right = _socket.socketpair(_socket.AF_UNIX, kind)
+        return cls(left), cls(right)
+
+    @property
+    def fd(self) -> int:
+        """The descriptor, -1 when closed."""
+        return self._end.fileno()
+
+    def close(self) -> None:
+        """Let go of this end; a second call does nothing."""
+        self._end.close()
+
+    def send(self, letter: str, *fields: Any, fd: int = -1) -> None:
+        """Send one message, with a descriptor beside it."""
+        beside = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))] if fd >= 0 else []
+        self._end.sendmsg([marshal.dumps((letter, fields))], beside, _socket.MSG_NOSIGNAL)
+
+    def receive(self) -> tuple[str, tuple[Any, ...], int]:
+        """The next message: letter, fields, and the descriptor beside it or -1. The letter is empty at the end."""
+        try:
+            data, beside, _, _ = self._end.recvmsg(_SIZE, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)
+        except ConnectionError:
+            return "", (), -1
+        fd = -1
+        for level, kind, content in beside:
+            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+                fd = int.from_bytes(content[:4], sys.byteorder)
+        if not data:
+            return "", (), -1
+        letter, fields = marshal.loads(data)
+        return letter, fields, fd
+
+    def ask(self, letter: str, *fields: Any, fd: int = -1) -> None:
+        """Send a message and wait until the other side has done what it asks."""
+        self.send(letter, *fields, fd=fd)
+        reply, _, _ = self.receive()
+        if reply != GO:
+            # The runtime died or gave up: nobody is there who could start this container.
+            os._exit(1)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the other side why this one ends."""
+        hint = getattr(error, "hint", "")
+        if isinstance(error, OSError):
+            path = os.fsdecode(error.filename) if error.filename else ""
+            fields = (error.errno or 0, error.strerror or str(error), trace.stage, trace.path or path, hint)
+        elif isinstance(error, StageFailed):
+            fields = (error.errno or 0, os.strerror(error.errno or 0), error.stage, error.path, hint)
+        else:
+            fields = (0, f"{type(error).__name__}: {error}", trace.stage, trace.path, hint)
+        try:
+            self.send(FAILED, *fields)
+        except OSError:  # nobody listens any more
+            pass
+
+
+def error_of(fields: tuple[Any, ...]) -> StageFailed:
+    """The error that a FAILED message tells of."""
+    number, text, stage, path, hint = fields
+    return StageFailed(stage, OSError(number, text), path=path, hint=hint)

@@ -1,0 +1,331 @@
+"""The making of a container, from its configuration to an init that waits to be started."""
+
+from __future__ import annotations
+
+import os
+
+from sampan.cgroup import open_group
+from sampan.errors import StageFailed
+from sampan.runtime import channel as talk
+from sampan.runtime import console, hooks, init, namespaces, program, trace, users
+from sampan.runtime.channel import Channel
+from sampan.runtime.handler import Created
+from sampan.runtime.init import InitWork
+from sampan.runtime.launch import Launch
+from sampan.runtime.mounts import PreparedMounts, prepare
+from sampan.runtime.namespaces import NamespacePlan
+from sampan.runtime.program import Program
+from sampan.runtime.state import dumps, now, start_time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sampan.cgroup import Group, Joiner
+    from sampan.runtime.handler import Stdio
+    from sampan.runtime.seccomp import Filter
+    from sampan.runtime.state import StateDir
+    from sampan.spec.runtime_types import Linux, RuntimeConfig
+
+
+class Options:
+    """How a container is made, beside what its configuration says.
+
+    Attributes:
+        systemd_cgroup: cgroupsPath is "slice:prefix:name", and systemd makes the cgroup.
+        console_socket: Unix socket that gets the terminal's master.
+        preserve_fds: So many descriptors of the caller, from 3 on, become the program's.
+        no_pivot: Move the root instead of pivoting.
+        new_keyring: Give the container a session keyring of its own.
+        seccomp_cache: Directory of compiled filters, or empty.
+        cgroup: Of an exec'ed process: its cgroup, instead of the container's.
+        ignore_paused: An exec'ed process may wait in a frozen cgroup.
+    """
+
+    __slots__ = (
+        "cgroup",
+        "console_socket",
+        "ignore_paused",
+        "new_keyring",
+        "no_pivot",
+        "preserve_fds",
+        "seccomp_cache",
+        "systemd_cgroup",
+    )
+
+    def __init__(
+        self,
+        *,
+        systemd_cgroup: bool = False,
+        console_socket: str = "",
+        preserve_fds: int = 0,
+        no_pivot: bool = False,
+        new_keyring: bool = True,
+        seccomp_cache: str = "",
+        cgroup: str = "",
+        ignore_paused: bool = False,
+    ) -> None:
+        self.cgroup = cgroup
+        self.ignore_paused = ignore_paused
+        self.systemd_cgroup = systemd_cgroup
+        self.console_socket = console_socket
+        self.preserve_fds = preserve_fds
+        self.no_pivot = no_pivot
+        self.new_keyring = new_keyring
+        self.seccomp_cache = seccomp_cache
+
+
+class Creation:
+    """One container being made. Whatever it opens or makes is in its attributes, so that a failure can take it back."""
+
+    __slots__ = (
+        "_channel",
+        "_fds",
+        "_group",
+        "_joiner",
+        "_launch",
+        "_mounts",
+        "_plan",
+        "bundle",
+        "config",
+        "directory",
+        "options",
+        "record",
+        "stdio",
+    )
+
+    def __init__(self, directory: StateDir, bundle: str, config: RuntimeConfig, stdio: Stdio, options: Options) -> None:
+        self.directory = directory
+        self.bundle = bundle
+        self.config = config
+        self.stdio = stdio
+        self.options = options
+        self._plan: NamespacePlan | None = None
+        self._mounts: PreparedMounts | None = None
+        self._group: Group | None = None
+        self._joiner: Joiner | None = None
+        self._launch: Launch | None = None
+        self._channel: Channel | None = None
+        self._fds: list[int] = []
+        linux = config.get("linux") or {}
+        self.record: dict[str, Any] = {
+            "ociVersion": config["ociVersion"],
+            "id": directory.container_id,
+            "pid": 0,
+            "start": 0,
+            "bundle": bundle,
+            "rootfs": os.path.normpath(os.path.join(bundle, config["root"]["path"])),
+            "created": now(),
+            "cgroup": linux.get("cgroupsPath") or default_cgroup(directory.container_id, self.options),
+            "systemd": options.systemd_cgroup,
+            "annotations": config.get("annotations") or {},
+        }
+
+    def run(self) -> Created:
+        """Make it.
+
+        Raises:
+            StageFailed: Of the stage that failed; nothing is left of the container.
+        """
+        trace.step("make state directory", self.directory.path)
+        self.directory.make()
+        try:
+            created = self._make()
+        except BaseException as error:
+            # What took it back must not hide what went wrong, nor the stage it went wrong at.
+            stage, path = trace.stage, trace.path
+            self._undo()
+            if isinstance(error, OSError):
+                raise StageFailed(stage, error, path=path) from error
+            raise
+        finally:
+            self._close()
+        return created
+
+    def _make(self) -> Created:
+        config, linux = self.config, self.config.get("linux") or {}
+        # The intent comes first: were we killed now, delete --force would find the cgroup by it.
+        trace.step("record intent", self.directory.path)
+        self.directory.store(self.record)
+        self.directory.write("config.json", dumps(config))
+        filter_ = self._compile_filter(linux)
+        self._plan = NamespacePlan(linux)
+        self._mounts = prepare(config, self.bundle, users.namespace_of)
+        self._make_cgroup(linux)
+        ours, theirs = Channel.pair()
+        self._channel = ours
+        program_ = self._program(theirs, filter_)
+        work = InitWork(config, self._plan, self._mounts, program_, self._state("creating"))
+        work.joiner = self._joiner
+        work.no_pivot = self.options.no_pivot
+        work.new_keyring = self.options.new_keyring
+        self._launch = launch = Launch(ours)
+        self._answer(launch)
+        try:
+            pid, between = namespaces.spawn(self._plan, theirs, lambda: init.run(work))
+        finally:
+            theirs.close()
+        if between:
+            launch.middle = pid
+        else:
+            launch.pid = pid
+            self._born(launch)
+        launch.follow()
+        return self._finish(launch)
+
+    def _compile_filter(self, linux: Linux) -> Filter | None:
+        section = linux.get("seccomp")
+        if not section:
+            return None
+        from sampan.runtime.seccomp import compile_filter
+
+        trace.step("compile seccomp filter")
+        return compile_filter(section, cache=self.options.seccomp_cache)
+
+    def _make_cgroup(self, linux: Linux) -> None:
+        resources = linux.get("resources") or {}
+        group = open_group(self.record["cgroup"], systemd=self.options.systemd_cgroup)
+        trace.step("make cgroup", group.path)
+        self._group = group
+        group.create()
+        trace.step("set cgroup limits", group.path)
+        group.set(resources)
+        group.set_devices(resources.get("devices") or [])
+        if not self.options.systemd_cgroup:
+            self._joiner = group.joiner()
+
+    def _program(self, theirs: Channel, filter_: Filter | None) -> Program:
+        made = Program(self.config["process"], theirs, self.stdio)
+        trace.step("make fifos", self.directory.path)
+        made.fifo = self._fifo("exec.fifo")
+        made.report = self._fifo("report.fifo")
+        made.preserve_fds = self.options.preserve_fds
+        made.seccomp = filter_
+        assert self._plan is not None
+        made.user_namespace = self._plan.has("user")
+        return made
+
+    def _fifo(self, name: str) -> int:
+        path = self.directory.file(name)
+        os.mkfifo(path, 0o600)
+        # For both, so that opening never waits and reading never ends.
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._fds.append(fd)
+        return fd
+
+    def _answer(self, launch: Launch) -> None:
+        linux = self.config.get("linux") or {}
+        hooks_ = self.config.get("hooks") or {}
+
+        def set_maps(_: int) -> None:
+            users.write_maps(launch.pid, linux.get("uidMappings") or [], linux.get("gidMappings") or [])
+
+        def run_hooks(_: int) -> None:
+            state = self._state("creating", launch.pid)
+            hooks.run("prestart", hooks_.get("prestart") or [], state)
+            hooks.run("createRuntime", hooks_.get("createRuntime") or [], state)
+
+        def set_limits(_: int) -> None:
+            for one in self.config["process"].get("rlimits") or []:
+                warning = program.set_limit(launch.pid, one)
+                if warning:
+                    launch.warnings.append(warning)
+
+        def hand_listener(fd: int) -> None:
+            from sampan.runtime.notify import send_listener
+
+            section = linux.get("seccomp") or {}
+            trace.step("hand over seccomp listener", section.get("listenerPath", ""))
+            send_listener(section, fd, self._state("creating", launch.pid), launch.pid)
+
+        launch.answers = {
+            talk.BORN: lambda _: self._born(launch),
+            talk.MAP: set_maps,
+            talk.ENVIRONMENT: run_hooks,
+            talk.LIMITS: set_limits,
+            talk.LISTENER: hand_listener,
+        }
+
+    def _born(self, launch: Launch) -> None:
+        """What the runtime does to the init from outside, as soon as it exists."""
+        process = self.config["process"]
+        if self.options.systemd_cgroup and self._group is not None:
+            trace.step("start cgroup scope", self._group.path)
+            self._group.join(launch.pid)
+        adjust = process.get("oomScoreAdj")
+        if adjust is not None:
+            warning = set_oom_score(launch.pid, adjust)
+            if warning:
+                launch.warnings.append(warning)
+        self._move_devices(launch.pid)
+
+    def _move_devices(self, pid: int) -> None:
+        devices = (self.config.get("linux") or {}).get("netDevices")
+        if devices:
+            from sampan.runtime.net_devices import move
+
+            move(devices, pid)
+
+    def _finish(self, launch: Launch) -> Created:
+        trace.step("record container", self.directory.path)
+        self.record["pid"] = launch.pid
+        self.record["start"] = start_time(launch.pid)
+        if launch.warnings:
+            self.record["warnings"] = launch.warnings
+        if launch.console >= 0 and self.options.console_socket:
+            trace.step("send terminal", self.options.console_socket)
+            console.send(self.options.console_socket, launch.console)
+            os.close(launch.console)
+            launch.console = -1
+        self.directory.store(self.record)
+        trace.step("container is created")
+        return Created(launch.pid, launch.console, tuple(launch.warnings))
+
+    def _state(self, status: str, pid: int = 0) -> dict[str, Any]:
+        return {
+            "ociVersion": self.record["ociVersion"],
+            "id": self.record["id"],
+            "status": status,
+            "pid": pid,
+            "bundle": self.bundle,
+            "annotations": self.record["annotations"],
+        }
+
+    def _undo(self) -> None:
+        if self._launch is not None:
+            self._launch.abort()
+        self._close()
+        if self._group is not None:
+            try:
+                self._group.kill()
+                self._group.remove()
+            except (OSError, StageFailed):
+                pass
+        self.directory.remove()
+
+    def _close(self) -> None:
+        for owner in (self._plan, self._mounts, self._joiner, self._channel):
+            if owner is not None:
+                owner.close()
+        fds, self._fds = self._fds, []
+        for fd in fds:
+            os.close(fd)
+
+
+def default_cgroup(container_id: str, options: Options) -> str:
+    """Where a container's cgroup is when its configuration does not say."""
+    return f":sampan:{container_id}" if options.systemd_cgroup else f"/sampan/{container_id}"
+
+
+def set_oom_score(pid: int, adjust: int) -> str:
+    """Set how willingly the kernel kills ``pid`` for want of memory; what it refused is returned as text."""
+    path = f"/proc/{pid}/oom_score_adj"
+    trace.step(f"set oom_score_adj to {adjust}", path)
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(adjust).encode())
+    except PermissionError:
+        return f"oom_score_adj is not lowered to {adjust}: that needs CAP_SYS_RESOURCE"
+    finally:
+        os.close(fd)
+    return ""

@@ -1,0 +1,203 @@
+"""One more process in a running container.
+
+It enters what the container's init is in: every namespace at once through the init's pidfd (setns(2), Linux 5.8), and
+the init's cgroup. Nothing of the container is trusted on the way: the root is the mount namespace's own, and from
+there the process is set up as an init is (:mod:`sampan.runtime.program`).
+"""
+
+from __future__ import annotations
+
+import os
+
+from sampan.cgroup import open_group
+from sampan.errors import StageFailed, WrongState
+from sampan.linux import namespaces as ns
+from sampan.linux.process import clone3, pidfd_open
+from sampan.runtime import channel as talk
+from sampan.runtime import console, program, scheduling, stage2, trace
+from sampan.runtime.channel import Channel
+from sampan.runtime.create import set_oom_score
+from sampan.runtime.handler import Created
+from sampan.runtime.launch import Launch
+from sampan.runtime.program import Program
+from sampan.runtime.state import start_time
+from sampan.spec.runtime_config import validate_process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sampan.cgroup import Joiner
+    from sampan.runtime.create import Options
+    from sampan.runtime.handler import Stdio
+    from sampan.runtime.state import StateDir
+    from sampan.spec.runtime_types import Process, RuntimeConfig
+
+
+def execute(
+    directory: StateDir, record: dict[str, Any], process: dict[str, Any], stdio: Stdio, options: Options
+) -> Created:
+    """Run ``process`` in the container of ``record``; see :meth:`sampan.runtime.native.NativeHandler.exec`."""
+    checked = validate_process(process)
+    config: RuntimeConfig = directory.load("config.json")  # type: ignore[assignment]
+    work = _Execution(record, config, checked, stdio, options)
+    try:
+        return work.run()
+    except BaseException as error:
+        stage, path = trace.stage, trace.path
+        work.undo()
+        if isinstance(error, OSError):
+            raise StageFailed(stage, error, path=path) from error
+        raise
+    finally:
+        work.close()
+
+
+class _Execution:
+    """One process on its way in."""
+
+    def __init__(
+        self, record: dict[str, Any], config: RuntimeConfig, process: Process, stdio: Stdio, options: Options
+    ) -> None:
+        self._record = record
+        self._config = config
+        self._process = process
+        self._stdio = stdio
+        self._options = options
+        self._launch: Launch | None = None
+        self._channel: Channel | None = None
+        self._joiner: Joiner | None = None
+        self._pidfd = -1
+
+    def run(self) -> Created:
+        pid = self._record["pid"]
+        name = self._record["id"]
+        trace.step("find container's init")
+        try:
+            self._pidfd = pidfd_open(pid) if pid else -1
+        except ProcessLookupError:
+            self._pidfd = -1
+        if self._pidfd < 0 or start_time(pid) != self._record["start"]:
+            raise WrongState(f"container {name!r} is not running")
+        group = open_group(self._options.cgroup or self._record["cgroup"], systemd=self._record["systemd"])
+        if group.frozen() and not self._options.ignore_paused:
+            raise WrongState(f"container {name!r} is paused")
+        trace.step("open cgroup", group.path)
+        self._joiner = group.joiner()
+        return self._spawn()
+
+    def _spawn(self) -> Created:
+        linux = self._config.get("linux") or {}
+        ours, theirs = Channel.pair()
+        self._channel = ours
+        made = Program(self._process, theirs, self._stdio)
+        made.preserve_fds = self._options.preserve_fds
+        section = linux.get("seccomp")
+        if section:
+            from sampan.runtime.seccomp import compile_filter
+
+            trace.step("compile seccomp filter")
+            made.seccomp = compile_filter(section, cache=self._options.seccomp_cache)
+        kinds = {one["type"] for one in linux.get("namespaces") or []}
+        made.user_namespace = "user" in kinds
+        stage2.program()
+        self._launch = launch = Launch(ours)
+        self._answer(launch)
+        try:
+            launch.pid = self._clone(kinds, made)
+        finally:
+            theirs.close()
+        adjust = self._process.get("oomScoreAdj")
+        if adjust is not None:
+            warning = set_oom_score(launch.pid, adjust)
+            if warning:
+                launch.warnings.append(warning)
+        launch.follow()
+        if launch.console >= 0 and self._options.console_socket:
+            console.send(self._options.console_socket, launch.console)
+            os.close(launch.console)
+            launch.console = -1
+        return Created(launch.pid, launch.console, tuple(launch.warnings))
+
+    def _clone(self, kinds: set[str], made: Program) -> int:
+        """Clone a child into the init's PID namespace, and come back from it."""
+        flags = 0
+        for kind in kinds - {"pid"}:
+            flags |= ns.KINDS[kind][0]
+        if "pid" not in kinds:
+            return self._clone_here(flags, made)
+        own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            trace.step("join pid namespace")
+            ns.setns(self._pidfd, ns.CLONE_NEWPID)
+            try:
+                return self._clone_here(flags, made)
+            finally:
+                ns.setns(own, ns.CLONE_NEWPID)
+        finally:
+            os.close(own)
+
+    def _clone_here(self, flags: int, made: Program) -> int:
+        trace.step("clone process")
+        pid, pidfd = clone3(0)
+        if pid == 0:
+            self._be_child(flags, made)
+        os.close(pidfd)
+        return pid
+
+    def _be_child(self, flags: int, made: Program) -> None:
+        trace.become("exec")
+        try:
+            program.isolate(made)
+            scheduling.set_affinity(self._process, "initial")
+            if self._joiner is not None:
+                trace.step("join cgroup")
+                self._joiner.join()
+            scheduling.set_affinity(self._process, "final")
+            program.forbid_imports()
+            trace.step("join namespaces")
+            ns.setns(self._pidfd, flags)
+            if flags & ns.CLONE_NEWUSER:
+                trace.step("become root of user namespace")
+                os.setresgid(0, 0, 0)
+                os.setresuid(0, 0, 0)
+            root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            keep = [made.channel.fd, root, stage2.program()]
+            program.close_others([*keep, *range(3, 3 + made.preserve_fds)])
+            if self._process.get("terminal"):
+                program.open_terminal(made, root, console=False)
+            program.become(made, root)
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, the runtime must hear of it
+            made.channel.fail(error)
+        finally:
+            os._exit(1)
+
+    def _answer(self, launch: Launch) -> None:
+        def set_limits(_: int) -> None:
+            for one in self._process.get("rlimits") or []:
+                warning = program.set_limit(launch.pid, one)
+                if warning:
+                    launch.warnings.append(warning)
+
+        def hand_listener(fd: int) -> None:
+            from sampan.runtime.notify import send_listener
+
+            section = (self._config.get("linux") or {}).get("seccomp") or {}
+            keys = ("ociVersion", "id", "pid", "bundle", "annotations")
+            state = {**{key: self._record[key] for key in keys}, "status": "running"}
+            send_listener(section, fd, state, launch.pid)
+
+        launch.answers = {talk.LIMITS: set_limits, talk.LISTENER: hand_listener}
+
+    def undo(self) -> None:
+        if self._launch is not None:
+            self._launch.abort()
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        if self._joiner is not None:
+            self._joiner.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1

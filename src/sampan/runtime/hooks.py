@@ -1,0 +1,124 @@
+"""Hooks: programs that the configuration has the runtime run at points of a container's life."""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # the signal module brings enum
+import os
+import select
+import time
+
+from sampan.errors import StageFailed
+from sampan.linux.process import pidfd_open, pidfd_send_signal
+from sampan.runtime import trace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sampan.spec.runtime_types import Hook
+
+_MOST_OUTPUT = 4096
+
+
+def run(kind: str, hooks: list[Hook], state: dict[str, Any]) -> None:
+    """Run the hooks of a kind one after another, each with the container's state on its stdin.
+
+    Raises:
+        StageFailed: One could not be run, ended with a status other than 0, or took longer than its timeout.
+    """
+    if not hooks:
+        return
+    from sampan.runtime.state import dumps
+
+    document = dumps(state)
+    for number, hook in enumerate(hooks):
+        trace.step(f"run {kind} hook {number}", hook["path"])
+        _run(f"{kind} hook {number}", hook, document)
+
+
+def preload() -> None:
+    """Load what :func:`run` loads at its first call, for a process that soon can't load anything."""
+    from sampan.runtime.state import dumps
+
+    dumps({})
+
+
+def _run(name: str, hook: Hook, document: bytes) -> None:
+    stdin_reader, stdin = os.pipe2(os.O_CLOEXEC)
+    output, output_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    path = hook["path"]
+    environment = dict(entry.partition("=")[::2] for entry in hook.get("env") or [])
+    try:
+        os.set_blocking(output_writer, True)
+        pid = os.posix_spawn(
+            path,
+            hook.get("args") or [path],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, stdin_reader, 0),
+                (os.POSIX_SPAWN_DUP2, output_writer, 1),
+                (os.POSIX_SPAWN_DUP2, output_writer, 2),
+            ],
+            setsigmask=[],
+            setsigdef=[_signal.SIGPIPE],
+        )
+    except OSError as error:
+        os.close(stdin)
+        os.close(output)
+        raise StageFailed(name, error, path=path) from None
+    finally:
+        os.close(stdin_reader)
+        os.close(output_writer)
+    try:
+        _feed_and_wait(name, pid, stdin, output, hook, document)
+    finally:
+        os.close(output)
+
+
+def _feed_and_wait(name: str, pid: int, stdin: int, output: int, hook: Hook, document: bytes) -> None:
+    timeout = hook.get("timeout")
+    deadline = time.monotonic() + timeout if timeout else None
+    pidfd = pidfd_open(pid)
+    said = b""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.register(output, select.POLLIN)
+    try:
+        try:
+            # The document fits in a pipe; a hook that does not read it is no fault.
+            os.set_blocking(stdin, False)
+            os.write(stdin, document)
+        except OSError:
+            pass
+        finally:
+            os.close(stdin)
+        while True:
+            left = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000))
+            ready = dict(poll.poll(left))
+            if output in ready:
+                chunk = _read(output)
+                said = (said + chunk)[-_MOST_OUTPUT:]
+                if not chunk:
+                    poll.unregister(output)
+            if pidfd in ready:
+                said = (said + _read(output))[-_MOST_OUTPUT:]
+                break
+            if not ready and deadline is not None and time.monotonic() >= deadline:
+                pidfd_send_signal(pidfd, 9)
+                os.waitpid(pid, 0)
+                cause = OSError(110, f"still running after {timeout} s")
+                raise StageFailed(name, cause, path=hook["path"])
+    finally:
+        os.close(pidfd)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status != 0:
+        text = said.decode("utf-8", "replace").strip()
+        cause = OSError(0, f"exit status {status}{f': {text}' if text else ''}")
+        raise StageFailed(name, cause, path=hook["path"])
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, _MOST_OUTPUT)
+    except BlockingIOError:
+        return b""

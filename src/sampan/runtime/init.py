@@ -1,0 +1,198 @@
+"""The container's init, from its birth until it becomes the container's program. All of it runs in the child."""
+
+from __future__ import annotations
+
+import os
+
+from sampan.linux import interface, keyring, scheduling
+from sampan.linux.namespaces import CLONE_NEWCGROUP, unshare
+from sampan.linux.syscall import fail, libc
+from sampan.runtime import devices, hooks, namespaces, stage2, sysctl, trace
+from sampan.runtime import program as programs
+from sampan.runtime.channel import ENVIRONMENT, MAP
+from sampan.runtime.rootfs import Rootfs
+from sampan.runtime.scheduling import affinity
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sampan.cgroup import Joiner
+    from sampan.runtime.mounts import PreparedMounts
+    from sampan.runtime.namespaces import NamespacePlan
+    from sampan.runtime.program import Program
+    from sampan.spec.runtime_types import Linux, RuntimeConfig
+
+
+class InitWork:
+    """All that the init needs; made by the runtime, inherited by the fork.
+
+    Attributes:
+        state: The container's state document, for hooks that the init runs.
+        joiner: Files that put the init into its cgroup; None without one.
+    """
+
+    __slots__ = (
+        "config",
+        "joiner",
+        "mounts",
+        "new_keyring",
+        "no_pivot",
+        "plan",
+        "program",
+        "state",
+    )
+
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        plan: NamespacePlan,
+        mounts: PreparedMounts,
+        program: Program,
+        state: dict[str, Any],
+    ) -> None:
+        self.config = config
+        self.plan = plan
+        self.mounts = mounts
+        self.program = program
+        self.state = state
+        self.joiner: Joiner | None = None
+        self.no_pivot = False
+        self.new_keyring = True
+
+
+def run(work: InitWork) -> None:
+    """Be the init. Does not return."""
+    trace.become("init")
+    channel = work.program.channel
+    try:
+        _set_up(work)
+    except BaseException as error:  # noqa: BLE001 -- the runtime must hear of everything
+        channel.fail(error)
+    finally:
+        os._exit(1)
+
+
+def _set_up(work: InitWork) -> None:
+    config = work.config
+    linux = config.get("linux") or {}
+    program = work.program
+    programs.isolate(program)
+    namespaces.join(work.plan)
+    if "user" in work.plan.new:
+        trace.step("wait for id mappings")
+        program.channel.ask(MAP)
+    if program.user_namespace:
+        trace.step("become root of user namespace")
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    if work.new_keyring:
+        _join_keyring(work.state["id"])
+    _name(config, work.plan)
+    if "network" in work.plan.new:
+        trace.step("bring up loopback")
+        interface.set_up("lo")
+    sysctl.apply(linux.get("sysctl") or {})
+    os.umask(0)
+    root = _file_system(work, linux)
+    _personal(linux)
+    os.umask(0o022)
+    programs.become(program, root)
+
+
+def _join_keyring(container_id: str) -> None:
+    trace.step("join session keyring")
+    try:
+        keyring.join_session(f"_ses.{container_id}")
+    except OSError as error:
+        # ENOSYS: a kernel without keyrings; EDQUOT: too many containers for root's quota. The container is no
+        # less confined: its parent's session keyring holds nothing of ours.
+        if error.errno not in (38, 122):
+            raise
+
+
+def _name(config: RuntimeConfig, plan: NamespacePlan) -> None:
+    hostname = config.get("hostname")
+    if hostname and plan.has("uts"):
+        trace.step(f"set hostname {hostname!r}")
+        name = hostname.encode()
+        if libc.sethostname(name, len(name)) != 0:
+            raise fail()
+    domain = config.get("domainname")
+    if domain and plan.has("uts"):
+        trace.step(f"set domain name {domain!r}")
+        name = domain.encode()
+        if libc.setdomainname(name, len(name)) != 0:
+            raise fail()
+
+
+def _file_system(work: InitWork, linux: Linux) -> int:
+    """Make the container's file system and enter it; its root as a descriptor."""
+    config, program = work.config, work.program
+    joined: list[bool] = []
+
+    def join_cgroup() -> None:
+        # Once, as late as the cgroup mounts and the hooks allow: what is written until then, this
+        # interpreter's pages above all, is not charged to the container.
+        if joined:
+            return
+        joined.append(True)
+        if work.joiner is not None:
+            trace.step("join cgroup")
+            work.joiner.join()
+        if "cgroup" in work.plan.new:
+            trace.step("unshare cgroup namespace")
+            unshare(CLONE_NEWCGROUP)
+
+    rootfs = Rootfs(work.mounts, join_cgroup, own_cgroups=work.plan.has("cgroup"), no_pivot=work.no_pivot)
+    rootfs.attach()
+    rootfs.mount_all()
+    if not any(one.tree >= 0 and os.path.normpath(one.destination) == "/dev" for one in work.mounts.mounts):
+        devices.populate(rootfs.fd, linux.get("devices") or [], user_namespace=program.user_namespace)
+    join_cgroup()
+    _run_hooks(work)
+    if program.process.get("terminal"):
+        programs.open_terminal(program, rootfs.fd, console=True)
+    if config["root"].get("readonly"):
+        rootfs.make_root_readonly()
+    rootfs.make_readonly(linux.get("readonlyPaths") or [])
+    rootfs.mask(linux.get("maskedPaths") or [])
+    trace.step("close descriptors")
+    stage2.program()
+    keep = [program.channel.fd, rootfs.fd, program.fifo, program.report, stage2.program()]
+    programs.close_others([*keep, *range(3, 3 + program.preserve_fds)])
+    programs.forbid_imports()
+    rootfs.pivot()
+    return rootfs.fd
+
+
+def _run_hooks(work: InitWork) -> None:
+    """prestart and createRuntime hooks by the runtime, then createContainer hooks here."""
+    kinds = work.config.get("hooks") or {}
+    if kinds.get("prestart") or kinds.get("createRuntime"):
+        trace.step("wait for createRuntime hooks")
+        work.program.channel.ask(ENVIRONMENT)
+    own = kinds.get("createContainer") or []
+    if own:
+        hooks.run("createContainer", own, {**work.state, "pid": os.getpid()})
+    late = kinds.get("startContainer") or []
+    if late:
+        # Their paths are the container's, and they run when it is started. What they need is loaded now.
+        state = {**work.state, "status": "created", "pid": os.getpid()}
+        hooks.preload()
+        work.program.before_exec.append(lambda: hooks.run("startContainer", late, state))
+
+
+def _personal(linux: Linux) -> None:
+    personality = linux.get("personality")
+    if personality:
+        trace.step("set personality")
+        scheduling.personality(scheduling.PERSONALITIES[personality["domain"]])
+    policy = linux.get("memoryPolicy")
+    if policy:
+        trace.step("set memory policy")
+        mode = scheduling.MEMORY_MODES[policy["mode"]]
+        for name in policy.get("flags") or []:
+            mode |= scheduling.MEMORY_FLAGS[name]
+        nodes = policy.get("nodes") or ""
+        scheduling.set_mempolicy(mode, affinity(nodes) if nodes else set())

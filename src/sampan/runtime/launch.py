@@ -1,0 +1,97 @@
+"""The runtime's side of making a process: clone it, answer what it asks, and wait until it is the program."""
+
+from __future__ import annotations
+
+import os
+
+from sampan.errors import StageFailed
+from sampan.runtime import channel as talk
+from sampan.runtime import trace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sampan.runtime.channel import Channel
+
+
+class Launch:
+    """One process on its way.
+
+    Attributes:
+        pid: Its pid once it is known, or 0.
+        console: The master of its terminal, or -1.
+        warnings: What was done less well than asked.
+        answers: Letter -> what to do when the child asks for it, before it is told to go on.
+    """
+
+    __slots__ = ("answers", "channel", "console", "middle", "pid", "warnings")
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.pid = 0
+        self.middle = 0
+        self.console = -1
+        self.warnings: list[str] = []
+        self.answers: dict[str, Callable[[int], None]] = {}
+
+    def follow(self) -> None:
+        """Serve the child until it is the program.
+
+        Raises:
+            StageFailed: It could not become that; it is killed and reaped.
+        """
+        ready = False
+        while True:
+            letter, fields, fd = self.channel.receive()
+            if not letter:
+                break
+            if letter == talk.READY:
+                ready = True
+            elif letter == talk.FAILED:
+                raise talk.error_of(fields)
+            else:
+                self._serve(letter, fields, fd)
+        self._reap_middle()
+        if not ready:
+            raise StageFailed("set up container", OSError(0, "the init ended without a word"))
+        trace.step("container is set up")
+
+    def _serve(self, letter: str, fields: tuple[object, ...], fd: int) -> None:
+        if letter == talk.BORN:
+            self.pid = int(fields[0])  # type: ignore[call-overload]
+            self._reap_middle()
+            self.answers[talk.BORN](-1)
+        elif letter == talk.CONSOLE:
+            self.console = fd
+        elif letter == talk.WARNING:
+            self.warnings.append(str(fields[0]))
+        elif letter == talk.TRACE:
+            trace.give(fields[0])  # type: ignore[arg-type]
+        else:
+            try:
+                self.answers[letter](fd)
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+            self.channel.send(talk.GO)
+
+    def _reap_middle(self) -> None:
+        pid, self.middle = self.middle, 0
+        if pid:
+            os.waitpid(pid, 0)
+
+    def abort(self) -> None:
+        """Kill what was made, and reap it."""
+        if self.console >= 0:
+            os.close(self.console)
+            self.console = -1
+        pid, self.pid = self.pid, 0
+        for one in (self.middle, pid):
+            if one:
+                try:
+                    os.kill(one, 9)
+                    os.waitpid(one, 0)
+                except (ProcessLookupError, ChildProcessError):
+                    pass
+        self.middle = 0

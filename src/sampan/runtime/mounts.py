@@ -1,0 +1,148 @@
+"""The container's mounts, first half: what the runtime opens before the container exists.
+
+Sources of bind mounts are the host's: they are opened, copied as detached trees and given their attributes here,
+in the runtime's own namespaces and with its own rights. The container's init attaches them by descriptor
+(:mod:`sampan.runtime.rootfs`), so a source whose parents a user namespace may not search needs nothing special.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from sampan.linux import mount as m
+from sampan.runtime import mount_options, trace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sampan.runtime.mount_options import MountOptions
+    from sampan.spec.runtime_types import IDMapping, Linux, Mount, RuntimeConfig
+
+#: Type of rootfsPropagation by default: what the host mounts later is seen inside, nothing inside is seen outside.
+DEFAULT_PROPAGATION = (m.MS_SLAVE, True)
+
+
+class Prepared:
+    """One mount to be made.
+
+    Attributes:
+        tree: The detached copy of a bind mount's source; -1 of another mount.
+        directory: Whether a directory is mounted, so that a missing destination is made as one.
+    """
+
+    __slots__ = ("destination", "directory", "fstype", "options", "source", "tree")
+
+    def __init__(self, mount: Mount, options: MountOptions) -> None:
+        self.destination = mount["destination"]
+        self.source = mount.get("source") or ""
+        self.fstype = mount.get("type") or ""
+        self.options = options
+        self.tree = -1
+        self.directory = True
+
+
+class PreparedMounts:
+    """The root and every mount, with the descriptors they hold."""
+
+    __slots__ = ("mounts", "propagation", "root", "root_path")
+
+    def __init__(self, root_path: str, propagation: tuple[int, bool]) -> None:
+        self.root_path = root_path
+        self.propagation = propagation
+        self.root = -1
+        self.mounts: list[Prepared] = []
+
+    def close(self) -> None:
+        """Close every descriptor; a second call does nothing."""
+        if self.root >= 0:
+            os.close(self.root)
+            self.root = -1
+        for prepared in self.mounts:
+            if prepared.tree >= 0:
+                os.close(prepared.tree)
+                prepared.tree = -1
+
+
+def prepare(
+    config: RuntimeConfig, bundle: str, idmap: Callable[[list[IDMapping], list[IDMapping]], int]
+) -> PreparedMounts:
+    """Open the root and every bind source.
+
+    Args:
+        config: The container's configuration.
+        bundle: Absolute path of the bundle; relative paths start there.
+        idmap: Gives a user namespace of these uid and gid mappings, as a descriptor to be closed.
+    """
+    linux = config.get("linux") or {}
+    name = linux.get("rootfsPropagation") or ""
+    propagation = mount_options.PROPAGATION[name] if name else DEFAULT_PROPAGATION
+    root_path = os.path.join(bundle, config["root"]["path"])
+    prepared = PreparedMounts(root_path, propagation)
+    try:
+        trace.step("open root file system", root_path)
+        flags = m.OPEN_TREE_CLONE | m.OPEN_TREE_CLOEXEC | m.AT_RECURSIVE
+        prepared.root = m.open_tree(m.AT_FDCWD, root_path, flags)
+        if not stat.S_ISDIR(os.fstat(prepared.root).st_mode):
+            raise NotADirectoryError(20, os.strerror(20), root_path)
+        # The root must be private until it is pivoted to: pivot_root(2) refuses a shared one.
+        m.set_attributes(prepared.root, propagation=m.MS_PRIVATE)
+        _isolate(prepared.root, propagation)
+        for mount in config.get("mounts") or []:
+            one = Prepared(mount, mount_options.parse(mount.get("options") or []))
+            prepared.mounts.append(one)
+            if one.options.bind or one.fstype == "bind":
+                _open_bind(one, mount, bundle, propagation, linux, idmap)
+    except BaseException:
+        prepared.close()
+        raise
+    return prepared
+
+
+def _isolate(tree: int, propagation: tuple[int, bool]) -> None:
+    """Take the tree out of its source's peer group, unless the container shares mounts with the host on purpose."""
+    kind, _ = propagation
+    if kind == m.MS_SHARED:
+        return
+    m.set_attributes(tree, propagation=m.MS_PRIVATE if kind == m.MS_UNBINDABLE else kind, recursive=True)
+
+
+def _open_bind(
+    one: Prepared,
+    mount: Mount,
+    bundle: str,
+    propagation: tuple[int, bool],
+    linux: Linux,
+    idmap: Callable[[list[IDMapping], list[IDMapping]], int],
+) -> None:
+    options = one.options
+    source = os.path.join(bundle, one.source)
+    trace.step("open mount source", source)
+    flags = m.OPEN_TREE_CLONE | m.OPEN_TREE_CLOEXEC | (m.AT_RECURSIVE if options.recursive else 0)
+    one.tree = m.open_tree(m.AT_FDCWD, source, flags)
+    one.directory = stat.S_ISDIR(os.fstat(one.tree).st_mode)
+    _isolate(one.tree, propagation)
+    uids = mount.get("uidMappings") or []
+    gids = mount.get("gidMappings") or []
+    if options.idmap or uids or gids:
+        trace.step("map ids of mount", source)
+        if not uids and not gids:
+            uids = linux.get("uidMappings") or []
+            gids = linux.get("gidMappings") or []
+        users = idmap(uids, gids)
+        try:
+            # Without a recursive copy only the top can be mapped; of a tree, each mount must support it.
+            recursive = options.recursive and options.idmap != "idmap"
+            m.set_attributes(one.tree, set=m.MOUNT_ATTR_IDMAP, userns=users, recursive=recursive)
+        finally:
+            os.close(users)
+    set_attributes(one.tree, options)
+
+
+def set_attributes(tree: int, options: MountOptions) -> None:
+    """Give a bind mount the attributes that its options name; what they don't name stays as its source has it."""
+    if options.set or options.clear:
+        m.set_attributes(tree, set=options.set, clear=options.clear)
+    if options.recursive_set or options.recursive_clear:
+        m.set_attributes(tree, set=options.recursive_set, clear=options.recursive_clear, recursive=True)

@@ -1,0 +1,349 @@
+"""Our own OCI runtime as a handler: containers made by this very process.
+
+It forks, so its caller must be single-threaded: the monitor, the zygote, or a command line. State is on disk
+(:mod:`sampan.runtime.state`); any process may go on with a container that another made.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+
+from sampan.cgroup import open_group
+from sampan.errors import InvalidInput, NotFound, SampanError, StageFailed, WrongState
+from sampan.linux.process import pidfd_open, pidfd_send_signal
+from sampan.runtime import create as creation
+from sampan.runtime import hooks, trace
+from sampan.runtime.state import StateDir, loads, start_time
+from sampan.spec.runtime_config import validate
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sampan.cgroup import Group
+    from sampan.runtime.create import Options
+    from sampan.runtime.handler import Created, Stdio
+
+_LARGEST_CONFIG = 16 << 20
+_START_TIMEOUT_MS = 60_000
+
+
+class NativeHandler:
+    """See :class:`sampan.runtime.handler.Handler`.
+
+    Args:
+        root: Directory of the containers' state.
+        systemd_cgroup: Let systemd make cgroups.
+        seccomp_cache: Directory in which compiled seccomp filters are kept, or empty.
+    """
+
+    __slots__ = ("root", "seccomp_cache", "systemd_cgroup")
+
+    def __init__(self, root: str, *, systemd_cgroup: bool = False, seccomp_cache: str = "") -> None:
+        self.root = root
+        self.systemd_cgroup = systemd_cgroup
+        self.seccomp_cache = seccomp_cache
+
+    def create(
+        self,
+        container_id: str,
+        bundle: str,
+        stdio: Stdio,
+        *,
+        config: dict[str, Any] | None = None,
+        options: Options | None = None,
+    ) -> Created:
+        """Make a container; its init is a child of the caller, who reaps it.
+
+        Args:
+            container_id: Its name under :attr:`root`.
+            bundle: Directory of config.json; what the configuration names relatively starts there.
+            stdio: Standard streams, when it has no terminal.
+            config: The configuration, when the caller has it already; else it is read from the bundle.
+            options: How it is made, beside what the configuration says.
+
+        Raises:
+            InvalidInput: The configuration is wrong: all faults, with their JSON paths.
+            AlreadyExists: The name is taken.
+            StageFailed: Something of it could not be made; nothing is left.
+        """
+        directory = StateDir(self.root, container_id)
+        bundle = os.path.abspath(bundle)
+        trace.step("read configuration", f"{bundle}/config.json")
+        document = validate(read_config(f"{bundle}/config.json") if config is None else config)
+        if options is None:
+            options = creation.Options(systemd_cgroup=self.systemd_cgroup, seccomp_cache=self.seccomp_cache)
+        return creation.Creation(directory, bundle, document, stdio, options).run()
+
+    def start(self, container_id: str) -> None:
+        """Let a created container's program run; returns when it does.
+
+        Raises:
+            WrongState: It is not waiting to be started.
+            StageFailed: The program could not be executed; the container has stopped.
+        """
+        directory = StateDir(self.root, container_id)
+        record = directory.load()
+        trace.step("start container")
+        if start_time(record["pid"]) != record["start"] or not record["pid"]:
+            raise WrongState(f"container {container_id!r} is not created but stopped")
+        try:
+            fifo = os.open(directory.file("exec.fifo"), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            raise WrongState(f"container {container_id!r} is not created but running") from None
+        try:
+            report = os.open(directory.file("report.fifo"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.write(fifo, b"\n")
+                message = _read_report(report)
+            finally:
+                os.close(report)
+        finally:
+            os.close(fifo)
+        directory.unlink("exec.fifo")
+        directory.unlink("report.fifo")
+        if message:
+            raise _report_error(directory, message)
+        self._run_hooks(directory, record, "poststart", "running")
+
+    def exec(
+        self, container_id: str, process: dict[str, Any], stdio: Stdio, *, options: Options | None = None
+    ) -> Created:
+        """Run one more process in a running container; it is a child of the caller, who reaps it.
+
+        Raises:
+            WrongState: The container is not running.
+            StageFailed: The process could not be made.
+        """
+        from sampan.runtime.execute import execute
+
+        directory = StateDir(self.root, container_id)
+        record = directory.load()
+        return execute(directory, record, process, stdio, options or creation.Options())
+
+    def kill(self, container_id: str, signal: int, *, all: bool = False) -> None:
+        """Signal the init, or with ``all`` each process of the container.
+
+        Raises:
+            WrongState: The container has stopped.
+        """
+        record = StateDir(self.root, container_id).load()
+        if all:
+            self._group(record).kill(signal)
+            return
+        pid = record["pid"]
+        try:
+            pidfd = pidfd_open(pid) if pid else -1
+        except ProcessLookupError:
+            pidfd = -1
+        try:
+            # Looked at after the pidfd was opened: then it is this process, and no later one of the same pid.
+            if pidfd < 0 or start_time(pid) != record["start"]:
+                raise WrongState(f"container {container_id!r} is not running")
+            pidfd_send_signal(pidfd, signal)
+        finally:
+            if pidfd >= 0:
+                os.close(pidfd)
+
+    def delete(self, container_id: str, *, force: bool = False) -> None:
+        """Remove a stopped container; with ``force`` one in any state, or none.
+
+        Raises:
+            NotFound: There is none, without ``force``.
+            WrongState: It is not stopped, without ``force``.
+        """
+        directory = StateDir(self.root, container_id)
+        try:
+            record = directory.load()
+        except NotFound:
+            if not force:
+                raise
+            directory.remove()
+            return
+        trace.step("delete container")
+        alive = bool(record["pid"]) and start_time(record["pid"]) == record["start"]
+        # A created container runs nothing yet: it may be deleted, as runc has it.
+        if alive and not force and not self._waits(directory):
+            raise WrongState(f"container {container_id!r} is running", hint="stop it, or delete it with force")
+        group = self._group(record)
+        if alive:
+            _kill_and_wait(record["pid"])
+        trace.step("remove cgroup", group.path)
+        if group.exists():
+            group.kill()
+            group.remove()
+        self._run_hooks(directory, record, "poststop", "stopped")
+        trace.step("remove state directory", directory.path)
+        directory.remove()
+
+    def pause(self, container_id: str) -> None:
+        """Freeze a running or created container."""
+        record = self._alive(container_id)
+        self._group(record).freeze()
+
+    def resume(self, container_id: str) -> None:
+        """Let a paused container go on."""
+        record = self._alive(container_id)
+        group = self._group(record)
+        if not group.frozen():
+            raise WrongState(f"container {container_id!r} is not paused")
+        group.thaw()
+
+    def update(self, container_id: str, resources: dict[str, Any]) -> None:
+        """Change limits; what is absent from ``resources`` stays."""
+        record = self._alive(container_id)
+        self._group(record).set(resources)
+
+    def stats(self, container_id: str) -> dict[str, Any]:
+        """Figures of the container's cgroup."""
+        return self._group(self._alive(container_id)).stats()
+
+    def pids(self, container_id: str) -> list[int]:
+        """Every process of the container, in the caller's PID namespace."""
+        return self._group(StateDir(self.root, container_id).load()).pids()
+
+    def state(self, container_id: str) -> dict[str, Any]:
+        """The state document; status is creating, created, running, paused or stopped."""
+        directory = StateDir(self.root, container_id)
+        record = directory.load()
+        status = self._status(directory, record)
+        return {
+            "ociVersion": record["ociVersion"],
+            "id": record["id"],
+            "pid": 0 if status == "stopped" else record["pid"],
+            "status": status,
+            "bundle": record["bundle"],
+            "rootfs": record["rootfs"],
+            "created": record["created"],
+            "annotations": record["annotations"],
+            "owner": "",
+        }
+
+    def config(self, container_id: str) -> dict[str, Any]:
+        """The configuration that the container was made with."""
+        return StateDir(self.root, container_id).load("config.json")
+
+    def list(self) -> list[dict[str, Any]]:
+        """The state of every container under :attr:`root`; one that is going away meanwhile is left out."""
+        try:
+            names = sorted(os.listdir(self.root))
+        except FileNotFoundError:
+            return []
+        states = []
+        for name in names:
+            try:
+                states.append(self.state(name))
+            except (SampanError, NotADirectoryError):
+                continue
+        return states
+
+    def group(self, container_id: str) -> Group:
+        """The container's cgroup."""
+        return self._group(StateDir(self.root, container_id).load())
+
+    def _group(self, record: dict[str, Any]) -> Group:
+        return open_group(record["cgroup"], systemd=record["systemd"])
+
+    def _alive(self, container_id: str) -> dict[str, Any]:
+        record = StateDir(self.root, container_id).load()
+        if not record["pid"] or start_time(record["pid"]) != record["start"]:
+            raise WrongState(f"container {container_id!r} is not running")
+        return record
+
+    def _waits(self, directory: StateDir) -> bool:
+        """Whether the init waits to be started: it alone reads the fifo, and lets go of it when it goes on."""
+        try:
+            os.close(os.open(directory.file("exec.fifo"), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError:
+            return False
+        return True
+
+    def _status(self, directory: StateDir, record: dict[str, Any]) -> str:
+        if not record["pid"]:
+            return "creating"
+        if start_time(record["pid"]) != record["start"]:
+            return "stopped"
+        if self._group(record).frozen():
+            return "paused"
+        return "created" if self._waits(directory) else "running"
+
+    def _run_hooks(self, directory: StateDir, record: dict[str, Any], kind: str, status: str) -> None:
+        """Run poststart or poststop hooks. They come too late to undo anything: their failures are the log's."""
+        if b'"hooks"' not in directory.read("config.json"):
+            return
+        chosen = (directory.load("config.json").get("hooks") or {}).get(kind) or []
+        state = {key: record[key] for key in ("ociVersion", "id", "pid", "bundle", "annotations")}
+        state["status"] = status
+        if status == "stopped":
+            state["pid"] = 0
+        for hook in chosen:
+            try:
+                hooks.run(kind, [hook], state)
+            except StageFailed as error:
+                if kind == "poststart":
+                    raise
+                os.write(2, f"sampan-runtime: {error}\n".encode())
+
+
+def read_config(path: str) -> object:
+    """A configuration file, parsed and not yet validated.
+
+    Raises:
+        NotFound: There is none.
+        InvalidInput: It is too large, or not JSON.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST_CONFIG + 1)
+    except FileNotFoundError:
+        raise NotFound(
+            f"{path} does not exist", hint="a bundle holds a config.json: see `sampan-runtime spec`"
+        ) from None
+    except OSError as error:
+        raise StageFailed("read configuration", error, path=path) from error
+    if len(content) > _LARGEST_CONFIG:
+        raise InvalidInput(f"{path} is larger than {_LARGEST_CONFIG >> 20} MiB")
+    try:
+        return loads(content)
+    except ValueError as error:
+        raise InvalidInput(f"{path} is not JSON: {error}") from None
+
+
+def _read_report(fd: int) -> bytes:
+    """What the starting program says before it is another one: nothing, or an errno and a text."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    message = b""
+    while poll.poll(_START_TIMEOUT_MS):
+        chunk = os.read(fd, 4096)
+        if not chunk:
+            break
+        message += chunk
+    return message
+
+
+def _report_error(directory: StateDir, message: bytes) -> StageFailed:
+    import sys
+
+    args = directory.load("config.json")["process"]["args"]
+    number = int.from_bytes(message[:4], sys.byteorder)
+    text = message[4:].decode("utf-8", "replace") or os.strerror(number)
+    return StageFailed(f"execute {args[0]!r}", OSError(number, text))
+
+
+def _kill_and_wait(pid: int) -> None:
+    """SIGKILL, and wait for the end: of our own child too, which stays for its parent to reap."""
+    try:
+        pidfd = pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        pidfd_send_signal(pidfd, 9)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(10_000)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,278 @@
+"""The container's file system, second half: made by the container's init in its own mount namespace.
+
+Nothing is mounted by name. A destination is opened inside the root with openat2(RESOLVE_IN_ROOT), what is mounted
+is a descriptor too, and move_mount(2) joins the two: a symlink or a rename between a check and its use has no use
+to change (CVE-2021-30465, CVE-2019-16884). What must be procfs or sysfs is checked to be it, on the descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from sampan.linux import mount as m
+from sampan.linux.resolve import RESOLVE_NO_SYMLINKS, make_dirs, make_file, open_in_root
+from sampan.runtime import trace
+from sampan.runtime.mounts import Prepared, PreparedMounts, set_attributes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# What may be bound over a file of procfs, as lxcfs does; anything else there could fool the runtime or the program
+# about its own processes (runc's list).
+_PROC_TARGETS = frozenset(
+    (
+        "cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo",
+        "net/dev", "sys/kernel/ns_last_pid", "sys/crypto/fips_enabled",
+    )
+)  # fmt: skip
+
+
+class Rootfs:
+    """The root as the init sees it.
+
+    Args:
+        prepared: What the runtime opened.
+        join_cgroup: Moves the init into its cgroup and cgroup namespace; called before the first cgroup mount.
+        own_cgroups: The container has a cgroup namespace.
+        no_pivot: Move the root over the old one instead of pivoting: for an initramfs, which can't be pivoted.
+    """
+
+    __slots__ = ("_dev_null", "_join_cgroup", "_no_pivot", "_own_cgroups", "_prepared", "_tmpfs", "fd")
+
+    def __init__(
+        self, prepared: PreparedMounts, join_cgroup: Callable[[], None], *, own_cgroups: bool, no_pivot: bool
+    ) -> None:
+        self._prepared = prepared
+        self._own_cgroups = own_cgroups
+        self._join_cgroup = join_cgroup
+        self._no_pivot = no_pivot
+        self._dev_null = -1
+        self._tmpfs = -1
+        #: The container's root, as a descriptor.
+        self.fd = prepared.root
+
+    def attach(self) -> None:
+        """Put the root where it can be pivoted to: over its own directory, or else over "/"."""
+        kind, recursive = self._prepared.propagation
+        trace.step("set mount propagation", "/")
+        if kind == m.MS_SHARED:
+            # The container shares mounts with the host, but its root must not appear there.
+            make_parent_private(self._prepared.root_path)
+        else:
+            kind = m.MS_PRIVATE if kind == m.MS_UNBINDABLE else kind
+            m.mount(None, "/", None, kind | (m.MS_REC if recursive or kind == m.MS_SLAVE else 0))
+        trace.step("attach root file system", self._prepared.root_path)
+        try:
+            m.move_mount(self.fd, "", m.AT_FDCWD, self._prepared.root_path, m.MOVE_MOUNT_F_EMPTY_PATH)
+        except PermissionError:
+            # A user namespace may not search the way to it; hooks then can't reach it by that path.
+            m.move_mount(self.fd, "", m.AT_FDCWD, "/", m.MOVE_MOUNT_F_EMPTY_PATH)
+
+    def mount_all(self) -> None:
+        """Make the mounts in the order of the configuration."""
+        for one in self._prepared.mounts:
+            what = f'mount "{one.fstype or "bind"}"'
+            trace.step(what, one.destination)
+            if one.tree >= 0:
+                self._bind(one)
+            elif one.fstype == "cgroup":
+                from sampan.runtime.cgroup_mount import mount_cgroup
+
+                self._join_cgroup()
+                trace.step(what, one.destination)
+                mount_cgroup(self.fd, one, own_namespace=self._own_cgroups)
+            else:
+                self._filesystem(one)
+
+    def _bind(self, one: Prepared) -> None:
+        target = make_dirs(self.fd, one.destination) if one.directory else make_file(self.fd, one.destination)
+        try:
+            refuse_proc(target, one)
+            m.attach(one.tree, target)
+        finally:
+            os.close(target)
+        propagate(one.tree, one)
+
+    def _filesystem(self, one: Prepared) -> None:
+        if one.fstype in ("proc", "sysfs"):
+            # On a real directory only: a symlink or a volume at /proc would let an image choose what the
+            # runtime later writes labels and sysctls to (CVE-2023-27561, CVE-2019-19921).
+            target = make_plain_dir(self.fd, one.destination)
+        else:
+            target = make_dirs(self.fd, one.destination)
+        try:
+            refuse_proc(target, one)
+            data = one.options.data
+            if one.fstype == "tmpfs" and not any(key.startswith("mode=") for key in data):
+                # A tmpfs takes over the mode of what it covers, as runc has it.
+                data = [*data, f"mode={stat.S_IMODE(os.fstat(target).st_mode):o}"]
+            filesystem = make_filesystem(one.fstype, one.source or one.fstype, data)
+            try:
+                if one.options.copy_up:
+                    from sampan.runtime.copy_up import copy_tree
+
+                    copy_tree(target, filesystem)
+                set_attributes(filesystem, one.options)
+                m.attach(filesystem, target)
+                propagate(filesystem, one)
+            finally:
+                os.close(filesystem)
+        finally:
+            os.close(target)
+
+    def mask(self, paths: list[str]) -> None:
+        """Hide ``paths``: an empty read-only directory over a directory, /dev/null over anything else."""
+        for path in paths:
+            trace.step("mask path", path)
+            try:
+                target = open_in_root(self.fd, path)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            try:
+                if stat.S_ISDIR(os.fstat(target).st_mode):
+                    self._cover(target)
+                else:
+                    self._cover_with_null(target)
+            finally:
+                os.close(target)
+
+    def _cover(self, target: int) -> None:
+        if self._tmpfs < 0:
+            self._tmpfs = make_filesystem("tmpfs", "tmpfs", ["size=0k", "nr_inodes=2", "mode=755"])
+            m.set_attributes(self._tmpfs, set=m.MOUNT_ATTR_RDONLY | m.MOUNT_ATTR_NOSUID | m.MOUNT_ATTR_NODEV)
+            m.attach(self._tmpfs, target)
+            return
+        copy = m.open_tree(self._tmpfs, "", m.OPEN_TREE_CLONE | m.OPEN_TREE_CLOEXEC | m.AT_EMPTY_PATH)
+        try:
+            m.attach(copy, target)
+        finally:
+            os.close(copy)
+
+    def _cover_with_null(self, target: int) -> None:
+        if self._dev_null < 0:
+            # The host's, checked to be the real one: an image's /dev/null may be a symlink to what
+            # the mask is there to hide (CVE-2025-31133).
+            self._dev_null = open_host_null()
+        copy = m.open_tree(self._dev_null, "", m.OPEN_TREE_CLONE | m.OPEN_TREE_CLOEXEC | m.AT_EMPTY_PATH)
+        try:
+            m.attach(copy, target)
+        finally:
+            os.close(copy)
+
+    def make_readonly(self, paths: list[str]) -> None:
+        """Bind each of ``paths`` onto itself, read-only."""
+        for path in paths:
+            trace.step("make path read-only", path)
+            try:
+                target = open_in_root(self.fd, path)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            try:
+                flags = m.OPEN_TREE_CLONE | m.OPEN_TREE_CLOEXEC | m.AT_EMPTY_PATH | m.AT_RECURSIVE
+                copy = m.open_tree(target, "", flags)
+                try:
+                    m.set_attributes(copy, set=m.MOUNT_ATTR_RDONLY)
+                    m.attach(copy, target)
+                finally:
+                    os.close(copy)
+            finally:
+                os.close(target)
+
+    def make_root_readonly(self) -> None:
+        """Make the root itself read-only; mounts in it are as they say."""
+        trace.step("make root read-only", "/")
+        m.set_attributes(self.fd, set=m.MOUNT_ATTR_RDONLY)
+
+    def pivot(self) -> None:
+        """Make the root the process's root, and let go of the host's."""
+        trace.step("pivot root", self._prepared.root_path)
+        os.fchdir(self.fd)
+        if self._no_pivot:
+            m.move_mount(self.fd, "", m.AT_FDCWD, "/", m.MOVE_MOUNT_F_EMPTY_PATH)
+            os.chroot(".")
+        else:
+            # pivot_root(".", ".") stacks the old root over the new one; pivot_root(2) documents the idiom.
+            m.pivot_root(".", ".")
+            # Nothing below may travel back to the host while it is taken away.
+            m.mount(None, ".", None, m.MS_SLAVE | m.MS_REC)
+            m.umount(".", m.MNT_DETACH)
+        os.chdir("/")
+        kind, recursive = self._prepared.propagation
+        if (kind, recursive) != (m.MS_PRIVATE, False):
+            trace.step("set root propagation", "/")
+            m.mount(None, "/", None, kind | (m.MS_REC if recursive else 0))
+
+
+def make_filesystem(fstype: str, source: str, data: list[str]) -> int:
+    """A new file system as a detached mount."""
+    context = m.fsopen(fstype)
+    try:
+        try:
+            m.fsconfig_string(context, "source", source)
+            for option in data:
+                for key in option.split(","):
+                    name, equals, value = key.partition("=")
+                    if equals:
+                        m.fsconfig_string(context, name, value)
+                    elif name:
+                        m.fsconfig_flag(context, name)
+            m.fsconfig_create(context)
+            return m.fsmount(context)
+        except OSError as error:
+            said = m.fscontext_log(context)
+            if said:
+                raise OSError(error.errno, f"{error.strerror}: {said}", error.filename) from None
+            raise
+    finally:
+        os.close(context)
+
+
+def make_plain_dir(root: int, path: str) -> int:
+    """The directory ``path`` inside ``root``, made where missing; refused if a symlink is on the way."""
+    try:
+        return open_in_root(root, path, os.O_PATH | os.O_DIRECTORY, resolve=RESOLVE_NO_SYMLINKS)
+    except FileNotFoundError:
+        os.close(make_dirs(root, path))
+        return open_in_root(root, path, os.O_PATH | os.O_DIRECTORY, resolve=RESOLVE_NO_SYMLINKS)
+
+
+def propagate(fd: int, one: Prepared) -> None:
+    """Set the propagation that a mount's options ask for."""
+    for kind, recursive in one.options.propagation:
+        m.set_attributes(fd, propagation=kind, recursive=recursive)
+
+
+def refuse_proc(target: int, one: Prepared) -> None:
+    """Refuse a mount inside procfs, save of a new procfs over the whole or of the files that lxcfs provides."""
+    if m.filesystem_type(target) != m.PROC_SUPER_MAGIC:
+        return
+    where = os.readlink(f"/proc/self/fd/{target}")
+    inside = os.path.normpath(one.destination)
+    if one.fstype == "proc" and os.fstat(target).st_ino == 1:
+        return
+    if inside.startswith("/proc/") and inside[6:] in _PROC_TARGETS and where.endswith(inside[5:]):
+        return
+    raise OSError(1, "a mount inside /proc is refused", one.destination)
+
+
+def open_host_null() -> int:
+    """The host's /dev/null, checked on the descriptor; only before the pivot."""
+    fd = os.open("/dev/null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    status = os.fstat(fd)
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(1, 3):
+        os.close(fd)
+        raise OSError(22, "not the null device", "/dev/null")
+    return fd
+
+
+def make_parent_private(path: str) -> None:
+    """Make the mount that ``path`` is on private, so that what is mounted at ``path`` does not travel."""
+    best = "/"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        for line in table:
+            point = line.split(" ", 5)[4].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
+            if len(point) >= len(best) and (path == point or path.startswith(point.rstrip("/") + "/")):
+                best = point
+    m.mount(None, best, None, m.MS_PRIVATE)

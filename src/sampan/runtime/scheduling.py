@@ -1,0 +1,60 @@
+"""When and where the process runs: ``process.scheduler``, ``ioPriority`` and ``execCPUAffinity``."""
+
+from __future__ import annotations
+
+import os
+
+from sampan.linux import scheduling
+from sampan.runtime import trace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sampan.spec.runtime_types import Process
+
+
+def apply(process: Process) -> None:
+    """Set the scheduler and the i/o priority of the calling process."""
+    scheduler = process.get("scheduler")
+    if scheduler:
+        trace.step("set scheduler")
+        flags = 0
+        for name in scheduler.get("flags") or []:
+            flags |= scheduling.FLAGS[name]
+        scheduling.sched_setattr(
+            scheduling.POLICIES[scheduler["policy"]],
+            flags=flags,
+            nice=scheduler.get("nice") or 0,
+            priority=scheduler.get("priority") or 0,
+            runtime=scheduler.get("runtime") or 0,
+            deadline=scheduler.get("deadline") or 0,
+            period=scheduler.get("period") or 0,
+        )
+    priority = process.get("ioPriority")
+    if priority:
+        trace.step("set i/o priority")
+        scheduling.ioprio_set(scheduling.IO_CLASSES[priority["class"]], priority.get("priority") or 0)
+
+
+def affinity(cpus: str) -> set[int]:
+    """A list such as "0-2,7" as numbers.
+
+    Raises:
+        ValueError: It is not such a list.
+    """
+    result: set[int] = set()
+    for part in cpus.split(","):
+        first, dash, last = part.strip().partition("-")
+        low = int(first)
+        high = int(last) if dash else low
+        if low < 0 or high < low or high > 1 << 16:
+            raise ValueError(f"{part!r} is not a range of CPUs")
+        result.update(range(low, high + 1))
+    return result
+
+
+def set_affinity(process: Process, key: str) -> None:
+    """Bind the caller to ``execCPUAffinity``'s CPUs: ``initial`` before it joins its cgroup, ``final`` after."""
+    cpus = (process.get("execCPUAffinity") or {}).get(key) or ""
+    if cpus:
+        trace.step(f"set {key} CPU affinity")
+        os.sched_setaffinity(0, affinity(cpus))
