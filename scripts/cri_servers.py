@@ -86,11 +86,11 @@ root = "{folder}/root"
 state = "{folder}/state"
 socket = "{socket}"
 
-[cni]
+[network]
 conf_dir = "{folder}/cni"
 
 [registry]
-config_dirs = ["{mirrors}"]
+config_path = ["{mirrors}"]
 """
 
 
