@@ -60,9 +60,8 @@ def _print(engine: Engine, record: ContainerRecord, fd: int, *, follow: bool, ti
 
 def _print_line(line: bytes, *, timestamps: bool) -> None:
     try:
-        moment, stream, full, text = crilog.parse_line(line)
-    except ValueError:
+        parsed = crilog.parse(line)
+    except InvalidInput:
         return  # half a line that a full disk left
-    end = b"\n" if full else b""
-    prefix = f"{moment} ".encode() if timestamps else b""
-    click.echo(prefix + text + end, nl=False, err=stream == "stderr")
+    prefix = f"{parsed.time} ".encode() if timestamps else b""
+    click.echo(prefix + parsed.content, nl=False, err=parsed.stream == "stderr")

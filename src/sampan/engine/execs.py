@@ -4,8 +4,11 @@ The descriptors go to the process itself, through the monitor's control socket: 
 monitor (kubernetes#82440: exec probes must be cheap).
 """
 
+import fcntl
 import os
 import select
+import struct
+import termios
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -51,7 +54,8 @@ class ExecSession:
 
     def resize(self, width: int, height: int) -> None:
         """Tell the pty its size in characters."""
-        self._monitor.resize(self._container_id, width, height, exec_id=self.id)
+        if self.console >= 0:
+            fcntl.ioctl(self.console, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
     def wait(self, timeout: float | None = None) -> int:
         """The command's exit code.

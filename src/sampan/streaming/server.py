@@ -225,6 +225,7 @@ class _Command:
         self._session.kill()
 
     def close(self) -> None:
+        self._session.close()
         ended, self.ended = self.ended, -1
         if ended >= 0:
             os.close(ended)
@@ -254,7 +255,8 @@ def _start_exec(engine: "Engine", waiting: _Waiting) -> tuple[_Command, remote.E
     wanted = waiting.wanted
     if wanted.tty:
         session = engine.containers.exec(waiting.target, waiting.command, tty=True)
-        console, session.console = session.console, -1
+        # A copy: the session's own is for window sizes, and both are closed at the end.
+        console = os.dup(session.console)
         return _Command(session), remote.Ends(console if wanted.stdin else -1, console, -1)
     ours, theirs = _pipes(wanted)
     try:
