@@ -112,7 +112,7 @@ def check_path(path: str) -> str:
     if ".." in path.split("/"):
         # runc cleans such a path; a path that needs cleaning is a mistake or an attack, and is not guessed at here.
         raise InvalidInput(f"{path!r} contains a '..' component", field="linux.cgroupsPath")
-    return os.path.normpath("//" + path)[1:] if path.startswith("/") else os.path.normpath(path)
+    return os.path.normpath("/" + path.lstrip("/")) if path.startswith("/") else os.path.normpath(path)
 
 
 def read_file(path: str) -> str:
