@@ -5,7 +5,7 @@
     ROOT/                0711 (a pod's user namespace must get through), its files and folders narrower
       meta.db            what is there (see database.py for the commit rules)
       content/           blobs (content.py), 0700
-      snapshots/         layers and containers' tops (snapshots/), 0711
+      snapshots/         layers and containers' tops (snapshots/), 0700
 
 Everything that is written under ROOT is written by this package.
 """
@@ -33,7 +33,9 @@ _DIRECTORIES = (
     ("content/blobs", 0o700),
     ("content/blobs/sha256", 0o700),
     ("content/ingest", 0o700),
-    ("snapshots", 0o711),
+    # Not searchable: layers hold other systems' setuid programs, and /proc/mounts tells their paths (CVE-2021-41103).
+    # Overlay mounts are made by a privileged process and need no way through here afterwards.
+    ("snapshots", 0o700),
 )
 _CHOICE = "snapshotter"
 

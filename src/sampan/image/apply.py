@@ -1,0 +1,443 @@
+"""Applying a layer: a tar stream becomes files in a directory, and nothing anywhere else.
+
+OCI image-layout specification, layer.md. Two modes:
+
+- ``layer``: the directory is a layer by itself, apart from its parents, in overlayfs's form: a deleted file is a
+  character device 0/0; directories to be made opaque are *reported*, because marking them takes privileges that this
+  process has given up. So are directories that the archive never lists, which must take their attributes from the
+  parents. A hard link to a parent's file can't be made: the layer :class:`NeedsParent`.
+- ``merged``: the directory shows the parents (a copy, or an overlay mount) and deletions delete.
+
+Safety, in the order of what would have to fail: this runs in a process of its own (:func:`main`) whose root is a
+detached nodev, nosuid, noexec mount of the directory, without capabilities to leave it and without a network;
+parents are resolved by openat2(RESOLVE_IN_ROOT); files are made with O_EXCL | O_NOFOLLOW and names of one component;
+nothing that exists is ever written to.
+
+On the import diet.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+
+from sampan.errors import Corrupt, Exhausted, SampanError, StageFailed
+from sampan.image import tar
+from sampan.image.acl import acl_from_text
+from sampan.image.tar import Entry, Limits, Reader, show
+from sampan.linux.resolve import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, make_dirs, openat2
+
+_WHITEOUT = b".wh."
+_OPAQUE = b".wh..wh..opq"
+_ID_LIMIT = 0xFFFFFFFE
+_OPEN_DIRECTORIES = 64
+_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Attributes that say something about the machine a layer was packed on, or steer overlayfs itself.
+_FOREIGN_XATTRS = (b"trusted.", b"security.selinux", b"security.ima", b"security.evm", b"security.apparmor")
+_OVERLAY_XATTRS = b"user.overlay."
+_ACL = {b"SCHILY.acl.access": b"system.posix_acl_access", b"SCHILY.acl.default": b"system.posix_acl_default"}
+
+
+class NeedsParent(Exception):
+    """The layer can't be applied apart from its parents; says why."""
+
+
+class Applied:
+    """What came of a layer.
+
+    Attributes:
+        opaque: Directories that hide their parents' contents.
+        implied: Directories that were made because something lies in them, without an entry of their own.
+        bytes: Disk space of the files.
+        inodes: How many files, directories and others there are.
+        entries: How many entries the archive had.
+    """
+
+    __slots__ = ("bytes", "entries", "implied", "inodes", "opaque")
+
+    def __init__(self) -> None:
+        self.opaque: set[bytes] = set()
+        self.implied: set[bytes] = {b""}
+        self.bytes = 0
+        self.inodes = 1
+        self.entries = 0
+
+
+class Applier:
+    """Applies one archive to the directory ``root``.
+
+    Args:
+        root: Descriptor of the directory.
+        merged: The mode, see the module.
+        limits: Bounds.
+    """
+
+    def __init__(self, root: int, *, merged: bool = False, limits: Limits | None = None) -> None:
+        self._root = root
+        self._merged = merged
+        self._limits = limits or Limits()
+        self._parents: OrderedDict[bytes, int] = OrderedDict()
+        #: Directory -> what it will get when nothing more is put into it.
+        self._directories: dict[bytes, Entry] = {}
+        self._touched: set[bytes] = set()
+        self.result = Applied()
+        self._make = {
+            tar.REGULAR: self._file,
+            tar.HARD_LINK: self._hard_link,
+            tar.SYMLINK: self._symlink,
+            tar.CHARACTER: self._device,
+            tar.BLOCK_DEVICE: self._device,
+            tar.FIFO: self._device,
+        }
+
+    def apply(self, reader: Reader) -> Applied:
+        """Apply all of ``reader``'s members.
+
+        Raises:
+            NeedsParent: In mode ``layer``: it has to be applied on top of its parents.
+            Corrupt, Unsupported, Exhausted, StageFailed: What is wrong, with the entry's name.
+        """
+        limits = self._limits
+        result = self.result
+        umask = os.umask(0)
+        try:
+            while entry := reader.next():
+                result.entries += 1
+                if result.entries > limits.entries:
+                    raise Exhausted(f"layer: more than {limits.entries} entries")
+                try:
+                    self._entry(entry, reader)
+                except OSError as error:
+                    raise _failed(entry.name, error) from error
+            try:
+                self._finish_directories()
+            except OSError as error:
+                raise _failed(os.fsencode(error.filename or ""), error) from error
+        finally:
+            self._forget_parents()
+            os.umask(umask)
+        return result
+
+    # ---------------------------------------------------------------- one entry
+
+    def _entry(self, entry: Entry, reader: Reader) -> None:
+        name = clean(entry.name, self._limits.depth)
+        if not 0 <= entry.uid <= _ID_LIMIT or not 0 <= entry.gid <= _ID_LIMIT:
+            raise Corrupt(f'layer: entry "{show(name)}" has an owner that no user can be')
+        folder, _, base = name.rpartition(b"/")
+        if base.startswith(_WHITEOUT):
+            self._whiteout(folder, base)
+            return
+        if entry.type == tar.DIRECTORY:
+            self._directory(entry, name, folder, base)
+            return
+        if not base:
+            raise Corrupt("layer: the root of the file system is no directory")
+        make = self._make[entry.type]
+        parent = self._parent(folder)
+        self._touch(name)
+        try:
+            make(entry, parent, base, reader)
+        except FileExistsError:
+            self._remove(folder, base)
+            make(entry, self._parent(folder), base, reader)
+        self.result.inodes += 1
+
+    def _touch(self, name: bytes) -> None:
+        """Remember that this layer brought ``name``, and so the directories that it lies in."""
+        if self._merged:
+            while name not in self._touched:
+                self._touched.add(name)
+                name = name.rpartition(b"/")[0]
+
+    def _file(self, entry: Entry, parent: int, base: bytes, reader: Reader) -> None:
+        fd = os.open(base, _FILE, entry.mode, dir_fd=parent)
+        try:
+            if entry.sparse is not None:
+                self._sparse(entry, fd, reader)
+            elif entry.size:
+                reader.copy(entry.size, lambda piece: _write(fd, piece))
+            if entry.uid or entry.gid or self._merged:
+                os.fchown(fd, entry.uid, entry.gid)
+                if entry.mode & 0o6000:
+                    os.fchmod(fd, entry.mode)
+            if entry.xattrs:
+                self._xattrs(entry, fd)
+            os.utime(fd, ns=_times(entry))
+        finally:
+            os.close(fd)
+        self.result.bytes += entry.stored + -entry.stored % 4096
+
+    def _sparse(self, entry: Entry, fd: int, reader: Reader) -> None:
+        os.ftruncate(fd, entry.size)
+        for offset, length in entry.sparse or ():
+            os.lseek(fd, offset, os.SEEK_SET)
+            reader.copy(length, lambda piece: _write(fd, piece))
+
+    def _hard_link(self, entry: Entry, parent: int, base: bytes, reader: Reader) -> None:  # noqa: ARG002
+        target = clean(entry.linkname, self._limits.depth)
+        folder, _, name = target.rpartition(b"/")
+        if not name:
+            raise Corrupt(f'layer: hard link "{show(entry.name)}" leads to the root')
+        try:
+            source = self._open(folder)
+            status = os.lstat(name, dir_fd=source)
+            if _is_whiteout(status) and not self._merged:
+                raise FileNotFoundError(errno.ENOENT, "is a whiteout", name)
+            os.link(name, base, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            if not self._merged:
+                raise NeedsParent(f'hard link "{show(entry.name)}" to a file of a lower layer') from None
+            raise Corrupt(
+                f'layer: hard link "{show(entry.name)}" leads to "{show(target)}", which is not there'
+            ) from None
+        self.result.inodes -= 1
+
+    def _symlink(self, entry: Entry, parent: int, base: bytes, reader: Reader) -> None:  # noqa: ARG002
+        if not entry.linkname:
+            raise Corrupt(f'layer: symlink "{show(entry.name)}" leads nowhere')
+        os.symlink(entry.linkname, base, dir_fd=parent)
+        self._own(entry, parent, base)
+
+    def _device(self, entry: Entry, parent: int, base: bytes, reader: Reader) -> None:  # noqa: ARG002
+        kind = {tar.CHARACTER: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}[entry.type]
+        if not 0 <= entry.major < 1 << 12 or not 0 <= entry.minor < 1 << 20:
+            raise Corrupt(f'layer: device "{show(entry.name)}" has an impossible number')
+        os.mknod(base, entry.mode | kind, os.makedev(entry.major, entry.minor), dir_fd=parent)
+        self._own(entry, parent, base)
+
+    def _own(self, entry: Entry, parent: int, base: bytes) -> None:
+        os.chown(base, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+        os.utime(base, ns=_times(entry), dir_fd=parent, follow_symlinks=False)
+
+    def _directory(self, entry: Entry, name: bytes, folder: bytes, base: bytes) -> None:
+        if base:
+            parent = self._parent(folder)
+            try:
+                os.mkdir(base, 0o700, dir_fd=parent)
+                self.result.inodes += 1
+            except FileExistsError:
+                status = os.lstat(base, dir_fd=parent)
+                if not stat.S_ISDIR(status.st_mode):
+                    hides = self._remove(folder, base)
+                    os.mkdir(base, 0o700, dir_fd=self._parent(folder))
+                    if hides:
+                        self.result.opaque.add(name)
+        self._touch(name)
+        self.result.implied.discard(name)
+        self._directories[name] = entry
+
+    # ---------------------------------------------------------------- parents
+
+    def _parent(self, folder: bytes) -> int:
+        """A descriptor of the directory that something is to be put into, made if it is missing."""
+        try:
+            return self._open(folder)
+        except FileNotFoundError:
+            self._make_parents(folder)
+            return self._open(folder)
+
+    def _open(self, folder: bytes) -> int:
+        parents = self._parents
+        if folder in parents:
+            parents.move_to_end(folder)
+            return parents[folder]
+        fd = openat2(
+            self._root,
+            os.fsdecode(folder) or ".",
+            os.O_PATH | os.O_DIRECTORY,
+            resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+        )
+        parents[folder] = fd
+        if len(parents) > _OPEN_DIRECTORIES:
+            os.close(parents.popitem(last=False)[1])
+        return fd
+
+    def _make_parents(self, folder: bytes) -> None:
+        """Make the missing directories of a path, symlinks on the way followed inside the root."""
+        path = b""
+        for part in folder.split(b"/"):
+            path = path + b"/" + part if path else part
+            try:
+                self._open(path)
+                continue
+            except FileNotFoundError:
+                pass
+            try:
+                os.mkdir(part, 0o755, dir_fd=self._open(path.rpartition(b"/")[0]))
+            except FileExistsError:
+                # A symlink to what is not there: it may be there in a parent.
+                if not self._merged:
+                    raise NeedsParent(f'"{show(path)}" is a symlink out of the layer') from None
+                os.close(make_dirs(self._root, os.fsdecode(path)))
+            self.result.inodes += 1
+            self.result.implied.add(path)
+
+    def _forget_parents(self) -> None:
+        while self._parents:
+            os.close(self._parents.popitem()[1])
+
+    # ---------------------------------------------------------------- replacing and deleting
+
+    def _remove(self, folder: bytes, base: bytes) -> bool:
+        """Remove what is in the way; returns whether it was a whiteout, so that lower files stay hidden."""
+        parent = self._open(folder)
+        status = os.lstat(base, dir_fd=parent)
+        if stat.S_ISDIR(status.st_mode):
+            _remove_directory(parent, base, self._limits.depth)
+        else:
+            os.unlink(base, dir_fd=parent)
+            self.result.inodes -= 1
+        if stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode):
+            # Paths through it may mean something else from now on.
+            self._forget_parents()
+        return _is_whiteout(status) and not self._merged
+
+    def _whiteout(self, folder: bytes, base: bytes) -> None:
+        if base == _OPAQUE:
+            self._opaque(folder)
+            return
+        if base.startswith(_WHITEOUT + _WHITEOUT):
+            return  # aufs's own book-keeping, in old images
+        name = base[len(_WHITEOUT) :]
+        if name in (b"", b".", b".."):
+            raise Corrupt(f'layer: whiteout "{show(folder)}/{show(base)}" names no file')
+        path = folder + b"/" + name if folder else name
+        # Whiteouts are about lower layers only: what this layer brings stays, and hides what was below.
+        if self._merged:
+            self._delete(folder, name, path)
+            return
+        parent = self._parent(folder)
+        try:
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
+            self.result.inodes += 1
+        except FileExistsError:
+            if stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
+                self.result.opaque.add(path)
+
+    def _opaque(self, folder: bytes) -> None:
+        parent = self._parent(folder)
+        if not self._merged:
+            self.result.opaque.add(folder)
+            return
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            names = [os.fsencode(name) for name in os.listdir(fd)]
+        finally:
+            os.close(fd)
+        for name in names:
+            self._delete(folder, name, folder + b"/" + name if folder else name)
+
+    def _delete(self, folder: bytes, name: bytes, path: bytes) -> None:
+        """In mode ``merged``, delete what the parents brought of ``path``."""
+        try:
+            if path not in self._touched:
+                self._remove(folder, name)
+            elif stat.S_ISDIR(os.lstat(name, dir_fd=self._open(folder)).st_mode):
+                self._opaque(path)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+
+    # ---------------------------------------------------------------- attributes
+
+    def _finish_directories(self) -> None:
+        """Set modes and times of directories, now that nothing more changes them; the innermost first."""
+        for name, entry in sorted(self._directories.items(), reverse=True):
+            folder, _, base = name.rpartition(b"/")
+            try:
+                fd = os.open(base or b".", _DIRECTORY, dir_fd=self._open(folder))
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # replaced by something else later in the archive
+            try:
+                os.fchown(fd, entry.uid, entry.gid)
+                os.fchmod(fd, entry.mode)
+                if entry.xattrs:
+                    self._xattrs(entry, fd)
+                os.utime(fd, ns=_times(entry))
+            finally:
+                os.close(fd)
+
+    def _xattrs(self, entry: Entry, fd: int) -> None:
+        total = 0
+        for name, value in (entry.xattrs or {}).items():
+            if name in _ACL:
+                name, value = _ACL[name], acl_from_text(value)
+            if name.startswith((*_FOREIGN_XATTRS, _OVERLAY_XATTRS)):
+                continue
+            total += len(name) + len(value)
+            if total > self._limits.xattrs:
+                raise Exhausted(f'layer: entry "{show(entry.name)}" has too many extended attributes')
+            try:
+                os.setxattr(fd, name, value)
+            except OSError as error:
+                # A file system without them (or without this kind) can still hold the image.
+                if error.errno != errno.ENOTSUP:
+                    raise
+
+
+def clean(name: bytes, depth: int) -> bytes:
+    """An entry's name as a path from the root, without a leading slash.
+
+    Raises:
+        Corrupt: It leaves the root.
+        Exhausted: It is too deep.
+    """
+    if name.startswith(b"./"):
+        name = name[2:]
+    name = name.rstrip(b"/")
+    if name.count(b"/") >= depth or len(name) > 4095:
+        raise Exhausted(f'layer: the path "{show(name)}" is too deep')
+    # Nearly all names are clean; the rest are taken apart.
+    if not (b"//" in name or b"/." in name or name.startswith((b".", b"/"))):
+        return name
+    parts: list[bytes] = []
+    for part in name.split(b"/"):
+        if part == b"..":
+            if not parts:
+                raise Corrupt(f'layer: the path "{show(name)}" leaves the root')
+            parts.pop()
+        elif part not in (b"", b"."):
+            parts.append(part)
+    return b"/".join(parts)
+
+
+def _is_whiteout(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def _times(entry: Entry) -> tuple[int, int]:
+    return (entry.mtime if entry.atime is None else entry.atime, entry.mtime)
+
+
+def _write(fd: int, piece: memoryview) -> None:
+    while piece:
+        done = os.write(fd, piece)
+        piece = piece[done:]
+
+
+def _remove_directory(parent: int, base: bytes, depth: int) -> None:
+    if depth <= 0:
+        raise Exhausted(f'layer: the directory "{show(base)}" is too deep to be removed')
+    fd = os.open(base, _DIRECTORY, dir_fd=parent)
+    try:
+        with os.scandir(fd) as entries:
+            names = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
+        for name, is_directory in names:
+            if is_directory:
+                _remove_directory(fd, name, depth - 1)
+            else:
+                os.unlink(name, dir_fd=fd)
+    finally:
+        os.close(fd)
+    os.rmdir(base, dir_fd=parent)
+
+
+def _failed(name: bytes, error: OSError) -> SampanError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Exhausted(f'layer: no space is left at "{show(name)}"', hint="free some, or run `sampan system gc`")
+    if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ERANGE):
+        return Corrupt(f'layer: entry "{show(name)}": {error.strerror}')
+    return StageFailed(f'apply entry "{show(name)}"', OSError(error.errno, error.strerror))

@@ -1,0 +1,140 @@
+"""Making a layer that was applied apart from its parents into one that fits on them, for overlayfs.
+
+An archive may put ``usr/bin/x`` into a layer without a word on ``usr``. Overlayfs shows the attributes of the topmost
+``usr``, so that the layer's must be given those of its parents'. And if ``usr`` is a symlink there, the file belongs
+elsewhere altogether: then the layer must be applied again, on a mount (:class:`~sampan.image.apply.NeedsParent`).
+"""
+
+import os
+import stat
+from collections.abc import Collection, Sequence
+
+from sampan.image.apply import NeedsParent
+from sampan.image.tar import show
+from sampan.linux.resolve import RESOLVE_BENEATH, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_OPAQUE = "overlay.opaque"
+
+
+def set_opaque(layer: str, directories: Collection[bytes], *, userxattr: bool) -> None:
+    """Make directories of a layer hide their parents' contents."""
+    name = f"{'user' if userxattr else 'trusted'}.{_OPAQUE}"
+    root = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for directory in directories:
+            fd = _open(root, directory)
+            if fd >= 0:
+                try:
+                    os.setxattr(fd, name, b"y")
+                finally:
+                    os.close(fd)
+    finally:
+        os.close(root)
+
+
+def adopt_attributes(layer: str, implied: Collection[bytes], opaque: Collection[bytes], parents: Sequence[str]) -> None:
+    """Give directories that the layer never lists the attributes that they have in its parents.
+
+    Args:
+        layer: The layer's directory.
+        implied: Paths of those directories in it.
+        opaque: Paths below which parents don't show.
+        parents: The parents' directories, nearest first.
+
+    Raises:
+        NeedsParent: One of them is a symlink in the parents.
+    """
+    if not parents:
+        return
+    roots = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (layer, *parents)]
+    hidden = set(opaque)
+    try:
+        for directory in sorted(implied):
+            fd = _open(roots[0], directory)
+            if fd < 0:
+                continue  # replaced by something else later in the archive
+            try:
+                path = os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), os.path.realpath(layer))
+                source = _lower(roots[1:], [] if path == "." else path.split("/"), hidden)
+                if source >= 0:
+                    try:
+                        _copy_attributes(source, fd)
+                    finally:
+                        os.close(source)
+            finally:
+                os.close(fd)
+    finally:
+        for root in roots:
+            os.close(root)
+
+
+def _open(root: int, directory: bytes) -> int:
+    """A directory that the layer's archive named, or -1 if it is none; symlinks on the way lead inside the layer."""
+    try:
+        return openat2(root, os.fsdecode(directory) or ".", _DIRECTORY, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    except (FileNotFoundError, NotADirectoryError):
+        return -1
+    except OSError as error:
+        if error.errno == 40:  # ELOOP
+            return -1
+        raise
+
+
+def _lower(roots: Sequence[int], parts: Sequence[str], hidden: set[bytes]) -> int:
+    """The topmost directory at a path of the merged parents, or -1: what overlayfs's lookup would find.
+
+    Raises:
+        NeedsParent: A symlink is on the way.
+    """
+    merged = list(roots)
+    path = ""
+    for part in parts:
+        path = f"{path}/{part}" if path else part
+        if os.fsencode(path) in hidden:
+            return -1
+        below: list[int] = []
+        for root in merged:
+            status = _lstat(root, path)
+            if status is None:
+                continue
+            if stat.S_ISLNK(status.st_mode) and not below:
+                raise NeedsParent(f'"{show(os.fsencode(path))}" is a symlink in a lower layer')
+            if not stat.S_ISDIR(status.st_mode):
+                break
+            below.append(root)
+            if _is_opaque(root, path):
+                break
+        if not below:
+            return -1
+        merged = below
+    return openat2(merged[0], path or ".", _DIRECTORY, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+
+
+def _lstat(root: int, path: str) -> os.stat_result | None:
+    try:
+        fd = openat2(root, path, os.O_PATH | os.O_NOFOLLOW, resolve=RESOLVE_BENEATH)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_opaque(root: int, path: str) -> bool:
+    fd = openat2(root, path, _DIRECTORY, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+    try:
+        return any(name.endswith(_OPAQUE) for name in os.listxattr(fd))
+    finally:
+        os.close(fd)
+
+
+def _copy_attributes(source: int, target: int) -> None:
+    status = os.fstat(source)
+    os.fchown(target, status.st_uid, status.st_gid)
+    os.fchmod(target, stat.S_IMODE(status.st_mode))
+    for name in os.listxattr(source):
+        if ".overlay." not in name:
+            os.setxattr(target, name, os.getxattr(source, name))
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
