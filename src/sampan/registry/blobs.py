@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: A download that goes on is resumed however often it breaks off, within reason.
 _RESUMES_LIMIT = 100
+#: Bytes between two breaks that count as going on.
+_PROGRESS = 64 << 10
 
 #: Called with a blob's writer each time it starts from its first byte or from where an earlier download broke off.
 Opened = Callable[[Descriptor, "Writer"], None]
@@ -82,6 +84,8 @@ class Downloader:
                     # What an earlier attempt left may have been the bad part: once more, from the first byte.
                     if last or not resumed:
                         raise Corrupt(f"{client.host.name}: {error.message}") from None
+                except SampanError as error:
+                    raise LocalFailure(error) from error
         raise AssertionError("unreachable")
 
     def _fill(
@@ -104,7 +108,7 @@ class Downloader:
             except Cancelled:
                 raise
             except (Unavailable, TimedOut) as error:
-                barren = 0 if writer.offset > max(before, start) else barren + 1
+                barren = 0 if writer.offset - start >= _PROGRESS else barren + 1
                 if barren >= client.limits.attempts:
                     raise
                 client.pause(barren + 1, error, watch)

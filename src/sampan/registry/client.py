@@ -42,6 +42,7 @@ from sampan.spec.image import (
     Index,
     check_digest,
     decode_as,
+    decode_manifest,
     digest_of,
 )
 
@@ -267,6 +268,10 @@ class Client:
             media_type = expected.media_type or media_type
         known = media_type in MANIFEST_TYPES | INDEX_TYPES
         media_type = media_type if known else _media_type_inside(data) or media_type
+        try:
+            decode_manifest(data, media_type)
+        except SampanError as error:
+            raise type(error)(f"{answer.what}: {error.message}", hint=error.hint) from None
         return Descriptor(media_type=media_type, digest=digest, size=len(data)), data
 
     def _document(

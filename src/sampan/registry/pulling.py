@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from sampan.storage.records import Lease
     from sampan.storage.store import Store
+    from sampan.storage.worker import Launch
 
 #: What an interrupted pull fetched is kept this long for the next attempt.
 _LEASE_SECONDS = 24 * 3600
@@ -106,6 +107,7 @@ def pull(
     unpack: bool = True,
     labels: Mapping[str, str] | None = None,
     stop: threading.Event | None = None,
+    launch: "Launch | None" = None,
 ) -> Pulled:
     """Bring an image into a store.
 
@@ -120,6 +122,7 @@ def pull(
         unpack: Whether to make snapshots of the layers.
         labels: Of the image's name.
         stop: Gives the pull up when set.
+        launch: Starts the processes that apply layers, in place of spawning them.
 
     Raises:
         InvalidInput: The reference is malformed, or a configuration file is.
@@ -139,7 +142,7 @@ def pull(
     repository = resolver.repository(parsed, credentials=credentials, notice=retried, stop=halt)
     reporter.tell("resolving")
     with store.leases(namespace).create(expires_in=_LEASE_SECONDS) as lease:
-        job = _Pull(store, namespace, repository, lease, reporter, resolver.limits.parallel)
+        job = _Pull(store, namespace, repository, lease, reporter, resolver.limits.parallel, launch)
         target = repository.resolve()
         reporter.tell("resolved", digest=target.digest, total=target.size)
         try:
@@ -164,6 +167,7 @@ class _Pull:
         lease: "Lease",
         reporter: Reporter,
         parallel: int,
+        launch: "Launch | None",
     ) -> None:
         self._store = store
         self._namespace = namespace
@@ -171,6 +175,7 @@ class _Pull:
         self._lease = lease
         self._reporter = reporter
         self._parallel = parallel
+        self._launch = launch
         self._downloader = Downloader(store, repository, lease, reporter)
 
     def run(
@@ -215,8 +220,6 @@ class _Pull:
         if content.exists(descriptor.digest):
             return content.read(descriptor.digest)
         data = self._repository.manifest(descriptor)
-        # Decoded before it is stored: what is no manifest does not become content that looks like one.
-        decode_manifest(data, descriptor.media_type)
         content.put(data, descriptor.media_type, lease=self._lease)
         return data
 
@@ -243,7 +246,7 @@ class _Pull:
             name = snapshot_name(config)
             self._lease.add_snapshot(name)
             return name
-        with Unpacker(self._store, config, manifest.layers, lease=self._lease) as unpacker:
+        with Unpacker(self._store, config, manifest.layers, lease=self._lease, launch=self._launch) as unpacker:
             self._download(layers, unpacker.follow)
             self._reporter.tell("unpacking", digest=manifest.config.digest)
             name = unpacker.finish()

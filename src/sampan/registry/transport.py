@@ -346,9 +346,11 @@ def _brief(text: str) -> str:
 
 def explain_failure(error: Exception, what: str) -> SampanError:
     """The domain's error for one of urllib3's or the socket's."""
-    if isinstance(error, http_errors.ConnectTimeoutError):
+    # urllib3 derives its "connection refused" from the time-out.
+    refused = isinstance(error, http_errors.NewConnectionError)
+    if isinstance(error, http_errors.ConnectTimeoutError) and not refused:
         return TimedOut(f"{what}: no connection in time")
-    if isinstance(error, http_errors.ReadTimeoutError | TimeoutError | http_errors.TimeoutError):
+    if isinstance(error, TimeoutError | http_errors.TimeoutError) and not refused:
         return TimedOut(f"{what}: no answer in time")
     if isinstance(error, http_errors.ProxyError):
         return Unavailable(f"{what}: proxy: {_root(error)}")
@@ -356,8 +358,8 @@ def explain_failure(error: Exception, what: str) -> SampanError:
         return Unavailable(f"{what}: the host's name is not known")
     if isinstance(error, http_errors.SSLError | ssl.SSLError):
         return _tls_failure(error, what)
-    if isinstance(error, http_errors.IncompleteRead):
-        return Unavailable(f"{what}: the connection ended {error.expected} bytes early")
+    if missing := next((one for one in (error, *error.args) if isinstance(one, http_errors.IncompleteRead)), None):
+        return Unavailable(f"{what}: the connection ended {missing.expected} bytes early")
     if isinstance(error, ValueError) and not isinstance(error, http_errors.HTTPError):
         return InvalidInput(f"{what}: {error}")
     return Unavailable(f"{what}: {_root(error)}")
