@@ -34,6 +34,7 @@ from sampan.runtime import pause as pause_program
 from sampan.runtime import stage2, sysctl, trace, users
 from sampan.runtime.channel import Channel
 from sampan.runtime.rootfs import make_filesystem
+from sampan.spec import sysctl_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _check(wanted: set[str], hostname: str, sysctls: dict[str, str], *, pause: b
     if hostname and "uts" not in wanted:
         raise InvalidInput("the pod has no uts namespace", field="hostname")
     for name in sysctls:
-        kind = sysctl.namespace_of(sysctl.dotted(name))
+        kind = sysctl_names.namespace_of(sysctl_names.dotted(name))
         if kind not in wanted:
             reason = f"the pod has no {kind} namespace" if kind else "it belongs to the whole machine"
             raise InvalidInput(reason, field=f"sysctls[{name!r}]")
