@@ -56,9 +56,9 @@ def file(path: str, data: bytes | str | Path, mode: int = 0o644) -> Entry:
     return Entry(path, data=content, mode=mode)
 
 
-def hard_link(path: str, target: str) -> Entry:
-    """Another name of an earlier file of the same layer."""
-    return Entry(path, tarfile.LNKTYPE, target=target)
+def hard_link(path: str, target: str, mode: int = 0o755) -> Entry:
+    """Another name of an earlier file of the same layer; ``mode`` is the file's, since unpackers set it again."""
+    return Entry(path, tarfile.LNKTYPE, target=target, mode=mode)
 
 
 def symlink(path: str, target: str) -> Entry:

@@ -36,9 +36,11 @@ class Pod:
 
     @property
     def directory(self) -> str:
+        """The pod's folder."""
         return str(self.path / "pod")
 
     def log(self, name: str) -> Path:
+        """A container's log file."""
         return self.path / f"{name}.log"
 
     def texts(self, name: str, stream: str = "stdout") -> list[str]:
