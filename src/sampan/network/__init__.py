@@ -1,1 +1,48 @@
-"""CNI: conflists, plugin execution, cached results, and the built-in plugins."""
+"""Pod networking: the Container Network Interface, with the standard plugins built in and in process.
+
+The public names of this package are its interface; modules below it are private to it. ``load`` gives the networks of a
+directory; ``attach`` and ``detach`` make a container join and leave them. Every call may come from any thread of any
+process. "The machine" means the network namespace of the calling thread.
+"""
+
+from sampan.network.attach import Attached, Attachment, Bandwidth, Dns, PortMapping, attach, check, detach
+from sampan.network.config import NetworkList, Networks
+from sampan.network.execution import PluginFailed
+from sampan.network.manage import Reconciled, Status, create, reconcile, remove, status
+from sampan.network.state import State
+
+__all__ = [
+    "Attached",
+    "Attachment",
+    "Bandwidth",
+    "Dns",
+    "NetworkList",
+    "Networks",
+    "PluginFailed",
+    "PortMapping",
+    "Reconciled",
+    "Status",
+    "attach",
+    "check",
+    "create",
+    "detach",
+    "load",
+    "reconcile",
+    "remove",
+    "status",
+]
+
+#: Where external plugins are looked for: the place that Kubernetes uses, and Debian's.
+BIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni")
+
+
+def load(conf_dir: str, *, state_dir: str, bin_dirs: tuple[str, ...] = BIN_DIRS, default: bool = True) -> Networks:
+    """The networks that ``conf_dir`` configures.
+
+    Args:
+        conf_dir: Directory of CNI configurations; it is looked at anew whenever it has changed.
+        state_dir: Where leases, rules and cached results are kept; made if missing.
+        bin_dirs: Where external plugins are.
+        default: Whether a built-in bridge network stands in for a directory that has no configuration.
+    """
+    return Networks(conf_dir, State(state_dir), bin_dirs, default=default)

@@ -1,0 +1,217 @@
+"""External CNI plugins: a process for each call. CNI SPEC.md, section 3.
+
+A plugin that hangs, prints garbage or dies is reported as that. What it prints is bounded; its standard error is kept
+and shown. Its whole process group ends with the deadline.
+"""
+
+import os
+import selectors
+import signal
+import subprocess
+import time
+from typing import Any
+
+import msgspec
+
+from sampan.errors import Corrupt, NotFound, SampanError, StageFailed, TimedOut
+from sampan.linux.process import pidfd_open
+from sampan.spec import cni
+
+#: Seconds that one call may take.
+DEADLINE = 60.0
+_MAX_OUTPUT = 1 << 20
+_MAX_SHOWN = 2000
+
+
+class PluginFailed(SampanError):
+    """A plugin said that it failed, with its own error object.
+
+    Args:
+        plugin: Its type.
+        command: What was asked: ADD, DEL, ...
+        error: What it printed.
+        stderr: What it wrote to standard error.
+    """
+
+    def __init__(self, plugin: str, command: str, error: cni.ErrorObject, stderr: str = "") -> None:
+        text = f"CNI plugin {plugin} failed {command}: {error.msg}"
+        if error.details:
+            text += f"; {error.details}"
+        text += f" [code {error.code}]"
+        if stderr:
+            text += f"; stderr: {stderr}"
+        super().__init__(text)
+        self.code = error.code
+        self.retriable = error.code == cni.CODE_TRY_AGAIN
+
+
+def find(kind: str, bin_dirs: tuple[str, ...]) -> str:
+    """The binary of a plugin type.
+
+    Raises:
+        NotFound: No directory has it.
+    """
+    for directory in bin_dirs:
+        path = os.path.join(directory, kind)
+        if os.access(path, os.X_OK) and os.path.isfile(path):
+            return path
+    where = ":".join(bin_dirs) or "no directory"
+    raise NotFound(f"CNI plugin {kind} is in none of {where}", hint="install it, or mend the conflist's type")
+
+
+def run(
+    binary: str,
+    command: str,
+    conf: dict[str, Any],
+    *,
+    container_id: str = "",
+    netns: str = "",
+    ifname: str = "",
+    args: dict[str, str] | None = None,
+    bin_dirs: tuple[str, ...] = (),
+    deadline: float = DEADLINE,
+) -> dict[str, Any]:
+    """Run one call of a plugin.
+
+    Returns:
+        What it printed; empty when it printed nothing.
+
+    Raises:
+        PluginFailed: It printed an error object.
+        TimedOut: It did not end.
+        Corrupt: What it printed is no JSON object, or nothing and it failed.
+    """
+    plugin = os.path.basename(binary)
+    environment = {
+        **os.environ,
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": container_id,
+        "CNI_NETNS": netns,
+        "CNI_IFNAME": ifname,
+        "CNI_ARGS": ";".join(f"{key}={value}" for key, value in (args or {}).items()),
+        "CNI_PATH": ":".join(bin_dirs or (os.path.dirname(binary),)),
+    }
+    status, output, said = _communicate(binary, command, environment, msgspec.json.encode(conf), deadline)
+    stderr = said.decode("utf-8", "replace").strip()[-_MAX_SHOWN:]
+    if status == 0 and not output.strip():
+        return {}
+    try:
+        document = msgspec.json.decode(output)
+    except (msgspec.DecodeError, RecursionError):
+        document = None
+    if status == 0 and isinstance(document, dict):
+        return document
+    if isinstance(document, dict) and "code" in document:
+        try:
+            raise PluginFailed(plugin, command, msgspec.convert(document, cni.ErrorObject), stderr)
+        except msgspec.ValidationError:
+            pass
+    shown = output[:200].decode("utf-8", "replace").strip()
+    how = f"ended with status {status}" if status >= 0 else f"was killed by {_signal_name(-status)}"
+    raise Corrupt(
+        f"CNI plugin {plugin} {how} at {command} and printed {shown!r}, which is no CNI document"
+        + (f"; stderr: {stderr}" if stderr else "")
+    )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _communicate(
+    binary: str, command: str, environment: dict[str, str], document: bytes, deadline: float
+) -> tuple[int, bytes, bytes]:
+    try:
+        # A session of its own, so that what it leaves running ends with it.
+        process = subprocess.Popen(
+            [binary],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise StageFailed(f"run CNI plugin {os.path.basename(binary)}", error, path=binary) from error
+    try:
+        output, said = _pump(process, document, time.monotonic() + deadline)
+        return process.wait(), output, said
+    except TimedOut:
+        name = os.path.basename(binary)
+        raise TimedOut(f"CNI plugin {name} did not end its {command} within {deadline:g} s and was killed") from None
+    except OverflowError:
+        raise Corrupt(
+            f"CNI plugin {os.path.basename(binary)} printed more than {_MAX_OUTPUT} bytes at {command}"
+        ) from None
+    finally:
+        if process.returncode is None:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def _pump(process: "subprocess.Popen[bytes]", document: bytes, until: float) -> tuple[bytes, bytes]:
+    """Write the document, read both outputs, until the process has ended: not until every heir of its pipes has."""
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None  # noqa: PT018
+    pidfd = pidfd_open(process.pid)
+    left = memoryview(document)
+    outputs = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    try:
+        with selectors.DefaultSelector() as selector:
+            for fd in (process.stdin.fileno(), *outputs):
+                os.set_blocking(fd, False)
+            selector.register(process.stdin.fileno(), selectors.EVENT_WRITE)
+            for fd in (*outputs, pidfd):
+                selector.register(fd, selectors.EVENT_READ)
+            ended = False
+            while not ended:
+                remaining = until - time.monotonic()
+                if remaining <= 0:
+                    raise TimedOut("deadline")
+                for key, _events in selector.select(remaining):
+                    if key.fd == pidfd:
+                        ended = True
+                    elif key.fd in outputs:
+                        if not _read(key.fd, outputs[key.fd]):
+                            selector.unregister(key.fd)
+                    else:
+                        left = _write(key.fd, left)
+                        if not left:
+                            selector.unregister(key.fd)
+                            process.stdin.close()
+            for fd, into in outputs.items():
+                while _read(fd, into):
+                    pass
+        return bytes(outputs[process.stdout.fileno()]), bytes(outputs[process.stderr.fileno()])
+    finally:
+        os.close(pidfd)
+
+
+def _write(fd: int, left: memoryview) -> memoryview:
+    try:
+        return left[os.write(fd, left) :]
+    except BlockingIOError:
+        return left
+    except BrokenPipeError:
+        return left[:0]
+
+
+def _read(fd: int, into: bytearray) -> bool:
+    """Read what there is; False at the end or when nothing is there."""
+    try:
+        data = os.read(fd, 65536)
+    except BlockingIOError:
+        return False
+    into += data
+    if len(into) > _MAX_OUTPUT:
+        raise OverflowError
+    return bool(data)

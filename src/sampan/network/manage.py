@@ -1,0 +1,248 @@
+"""The networks as a whole: whether they are ready, what nobody owns, making and removing one."""
+
+import os
+from collections.abc import Callable, Collection
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
+import msgspec
+
+from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, WrongState
+from sampan.network import config, execution, nft, plugins
+from sampan.network.attach import detach
+from sampan.network.call import Session
+from sampan.network.config import NetworkList, Networks
+from sampan.network.rtnl import Rtnl
+from sampan.wire import rtnetlink
+from sampan.wire.nfnetlink import NFPROTO_INET, Element
+
+
+class Status(msgspec.Struct, frozen=True):
+    """Whether pods can be given a network."""
+
+    ready: bool
+    reason: str = ""
+    message: str = ""
+
+
+class Reconciled(msgspec.Struct, frozen=True):
+    """What a reconcile did."""
+
+    #: Containers that no longer live and were made to leave.
+    attachments: tuple[str, ...] = ()
+    leases: int = 0
+    #: Elements that the kernel had and nobody owned.
+    rules_removed: int = 0
+    #: Elements that somebody owns and the kernel had lost.
+    rules_restored: int = 0
+    errors: tuple[str, ...] = ()
+
+
+def status(networks: Networks) -> Status:
+    """Whether the default network can be joined; never raises."""
+    try:
+        network = networks.default()
+        if network is None:
+            return Status(False, "NetworkPluginNotReady", f"no CNI configuration in {networks.conf_dir}")
+        for index, plugin in enumerate(network.plugins):
+            _check_available(networks, plugin, index)
+    except SampanError as error:
+        return Status(False, "NetworkPluginNotReady", str(error))
+    except OSError as error:
+        return Status(False, "NetworkPluginNotReady", f"{networks.conf_dir}: {error.strerror}")
+    return Status(True)
+
+
+def _check_available(networks: Networks, plugin: dict[str, object], index: int) -> None:
+    ipam = plugin.get("ipam")
+    kinds = [str(plugin.get("type"))]
+    if isinstance(ipam, dict) and ipam.get("type"):
+        kinds.append(str(ipam["type"]))
+    for kind in kinds:
+        if config.external(plugin) or plugins.find(kind) is None:
+            try:
+                execution.find(kind, networks.bin_dirs)
+            except NotFound as error:
+                raise NotFound(f"plugins[{index}]: {error.message}", hint=error.hint) from None
+
+
+def reconcile(networks: Networks, live: Collection[str] | Callable[[], Collection[str]]) -> Reconciled:
+    """Free what no live container owns, and put back the rules that somebody has flushed.
+
+    Args:
+        networks: The networks.
+        live: Ids of the containers that live, or how to ask for them: a function is called after the owners have been
+            listed, so that a container which is added meanwhile is never taken for a dead one.
+    """
+    state = networks.state
+    owners = state.owners()
+    alive = set(live() if callable(live) else live)
+    gone, errors, count = [], list[str](), 0
+    for container in sorted(owners - alive):
+        count += state.database.execute("SELECT count(*) FROM leases WHERE container = ?", (container,)).fetchone()[0]
+        try:
+            detach(networks, container)
+            _forget(networks, container)
+            gone.append(container)
+        except SampanError as error:
+            errors.append(f"{container}: {error}")
+    removed, restored = _reconcile_rules(networks)
+    return Reconciled(tuple(gone), count, removed, restored, tuple(errors))
+
+
+def _forget(networks: Networks, container: str) -> None:
+    """Free leases and rules that no attachment accounts for: of calls through ``sampan-cni``."""
+    state = networks.state
+    with Session(state, "") as session, state.transaction() as database:
+        query = "SELECT set_name, key, data, chain, family FROM rules WHERE container = ?"
+        elements = [Element(*row) for row in database.execute(query, (container,))]
+        if elements:
+            session.nft.delete(elements)
+            state.forget_rules(database, elements)
+        database.execute("DELETE FROM leases WHERE container = ?", (container,))
+
+
+def _reconcile_rules(networks: Networks) -> tuple[int, int]:
+    """Make the kernel's elements those that are recorded; nobody changes either meanwhile."""
+    state = networks.state
+    with Session(state, "") as session, state.transaction():
+        recorded = {(e.family, e.set_name, e.key): e for e in state.rules()}
+        present: dict[tuple[int, str, bytes], Element] = {}
+        for set_name in nft.SETS:
+            for element in session.nft.elements(set_name):
+                present[NFPROTO_INET, set_name, element.key] = element
+        stray = [element for key, element in present.items() if key not in recorded]
+        lost = [element for key, element in recorded.items() if key not in present and key[0] == NFPROTO_INET]
+        if stray:
+            session.nft.delete(stray)
+        if lost:
+            _restore(session, lost)
+        return len(stray), len(lost)
+
+
+def _restore(session: Session, lost: list[Element]) -> None:
+    from sampan.network.masquerade import recorded_chains
+
+    session.put_elements(lost, lambda: recorded_chains(session.state))
+
+
+# Making and removing networks.
+
+
+def create(
+    networks: Networks,
+    name: str,
+    *,
+    subnet: str = "",
+    gateway: str = "",
+    ipv6: bool = False,
+    internal: bool = False,
+    mtu: int = 0,
+    bridge: str = "",
+) -> str:
+    """Write the conflist of a new bridge network; the bridge itself comes with its first container.
+
+    Args:
+        networks: Where it is put.
+        name: Its name.
+        subnet: Its addresses, IPv4, IPv6 or both by comma; empty: a free private one.
+        gateway: The bridge's address; empty: the subnet's first.
+        ipv6: Also give it an IPv6 subnet.
+        internal: No way out of it.
+        mtu: 0: the kernel's.
+        bridge: Name of the bridge; empty: one that follows from the name.
+
+    Returns:
+        The conflist's path.
+
+    Raises:
+        AlreadyExists: The name or the subnet is taken.
+    """
+    if name in (config.BUILT_IN, "none", "host", "default") or name in networks.names():
+        raise AlreadyExists(f"network {name} exists")
+    known = networks.all()
+    subnets = _subnets(subnet, known, name, ipv6=ipv6)
+    for network in known:
+        for other in subnets_of(network):
+            for mine in subnets:
+                if mine.version == other.version and mine.overlaps(other):
+                    raise AlreadyExists(f"subnet {mine} overlaps {other} of network {network.name}")
+    document = config.bridge_document(
+        name,
+        bridge or _bridge_name(name),
+        [str(mine) for mine in subnets],
+        gateways=[gateway] if gateway else None,
+        internal=internal,
+        mtu=mtu,
+    )
+    config.parse(document)
+    os.makedirs(networks.conf_dir, mode=0o755, exist_ok=True)
+    # Behind what an administrator or a cluster's installer put there: a new network does not become the default one.
+    if not any(entry.endswith(config.SUFFIXES) for entry in os.listdir(networks.conf_dir)):
+        _write(networks, config.BUILT_IN, networks.get(config.BUILT_IN).document, "80")
+    return _write(networks, name, document, "90")
+
+
+def _write(networks: Networks, name: str, document: dict[str, object], rank: str) -> str:
+    path = os.path.join(networks.conf_dir, f"{rank}-{name}.conflist")
+    staged = f"{path}.tmp"
+    with open(staged, "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+    os.rename(staged, path)
+    return path
+
+
+def _subnets(text: str, known: list[NetworkList], name: str, *, ipv6: bool) -> list[IPv4Network | IPv6Network]:
+    try:
+        found = [ip_network(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise InvalidInput(str(error), field="subnet") from None
+    if not found:
+        taken = [str(network) for entry in known for network in subnets_of(entry)]
+        found = [config.free_subnet(taken)]
+    if ipv6 and all(network.version == 4 for network in found):
+        import hashlib
+
+        tag = hashlib.sha256(name.encode()).hexdigest()
+        found.append(IPv6Network(f"fd{tag[:2]}:{tag[2:6]}:{tag[6:10]}::/64"))
+    return found
+
+
+def _bridge_name(name: str) -> str:
+    if len(name) <= 11 and name.isascii() and name.replace("-", "").isalnum():
+        return f"sp-{name}"
+    import hashlib
+
+    return f"sp-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+
+
+def subnets_of(network: NetworkList) -> list[IPv4Network | IPv6Network]:
+    """Subnets that a network's host-local hands out."""
+    found: list[IPv4Network | IPv6Network] = []
+    for plugin in network.plugins:
+        ipam = plugin.get("ipam") or {}
+        entries = [entry for entries in ipam.get("ranges") or [] for entry in entries]
+        found += [ip_network(entry["subnet"], strict=False) for entry in [*entries, ipam] if entry.get("subnet")]
+    return found
+
+
+def remove(networks: Networks, name: str) -> None:
+    """Remove a network's conflist and its bridge.
+
+    Raises:
+        NotFound: There is none of that name.
+        WrongState: A container is on it, or it is the built-in one.
+    """
+    network = networks.get(name)
+    if not network.path:
+        raise WrongState(f"network {name} is built in", hint="a conflist in the directory takes its place")
+    users = sorted({owner.container for owner in networks.state.attachments() if owner.network == network.name})
+    if users:
+        raise WrongState(f"network {name} has containers: {', '.join(users[:5])}")
+    os.unlink(network.path)
+    with Rtnl() as host:
+        for plugin in network.plugins:
+            link = host.find_link(str(plugin.get("bridge"))) if plugin.get("type") == "bridge" else None
+            if link is None or link.kind != "bridge" or not link.name.startswith("sp-"):
+                continue
+            if not any(other.master == link.index for other in host.links()):
+                host.do(f"delete bridge {link.name}", rtnetlink.delete_link(link.index))

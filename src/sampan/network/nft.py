@@ -1,0 +1,263 @@
+"""Our table in nftables: its skeleton once for a boot, then elements of its sets for each pod.
+
+::
+
+    table inet sampan
+      prerouting, output   (dstnat)  fib daddr local -> host_ports: a map lookup of (address,) protocol, port
+      postrouting          (srcnat)  what host_ports turned back -> masquerade; ip saddr -> its subnet's chain
+      guard                (raw)     packets for 127.0.0.0/8 that came over a bridge of ours -> drop (CVE-2020-8558)
+      forward              (filter)  bridges that are isolated from each other
+
+What a mapping turns back to where it came from (a pod that reaches itself or its neighbour by a host port, the machine
+by 127.0.0.1) must be masqueraded, and nothing that another DNAT (kube-proxy's) turned: so a hit in the maps sets bit
+0x2000 of the packet's mark, the bit that the standard portmap plugin uses for the same.
+
+A pod's rules are elements (:class:`sampan.wire.nfnetlink.Element`): constant time to add, to delete and to match, in
+one batch that happens wholly or not at all. Nobody else's table is read or written.
+
+The skeleton goes through libnftables, by ctypes; where the library is missing through the ``nft`` program.
+"""
+
+import ctypes
+import errno
+import os
+import subprocess
+import threading
+from collections.abc import Iterable, Sequence
+
+from sampan.errors import StageFailed, Unsupported
+from sampan.network.rtnl import Kernel
+from sampan.wire import nfnetlink
+from sampan.wire.nfnetlink import Element
+
+TABLE = "sampan"
+
+_NETLINK_NETFILTER = 12
+_BATCH = (nfnetlink.NFNL_MSG_BATCH_BEGIN, nfnetlink.NFNL_MSG_BATCH_END)
+#: Elements in one batch: what fits into a socket's send buffer with room to spare.
+_CHUNK = 256
+_NFT_SECONDS = 20
+
+# Applied as one transaction; the second time it replaces the rules and leaves sets and their elements alone.
+_SKELETON = """
+add table inet sampan
+add map inet sampan ports4 { type inet_proto . inet_service : ipv4_addr . inet_service; }
+add map inet sampan ports6 { type inet_proto . inet_service : ipv6_addr . inet_service; }
+add map inet sampan hostports4 { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }
+add map inet sampan hostports6 { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }
+add map inet sampan sources4 { type ipv4_addr : verdict; }
+add map inet sampan sources6 { type ipv6_addr : verdict; }
+add map inet sampan hairpin4 { type ipv4_addr : verdict; }
+add map inet sampan hairpin6 { type ipv6_addr : verdict; }
+add set inet sampan mapped { type inet_proto . inet_service; }
+add set inet sampan mapped4 { type ipv4_addr . inet_proto . inet_service; }
+add set inet sampan mapped6 { type ipv6_addr . inet_proto . inet_service; }
+add set inet sampan self4 { type ipv4_addr . ipv4_addr; }
+add set inet sampan self6 { type ipv6_addr . ipv6_addr; }
+add set inet sampan loopback { type ipv4_addr; }
+add set inet sampan guarded { type ifname; }
+add set inet sampan secluded { type ifname; }
+add set inet sampan within { type ifname . ifname; }
+add chain inet sampan host_ports
+add chain inet sampan turned
+add chain inet sampan prerouting { type nat hook prerouting priority -100; policy accept; }
+add chain inet sampan output { type nat hook output priority -100; policy accept; }
+add chain inet sampan postrouting { type nat hook postrouting priority 100; policy accept; }
+add chain inet sampan guard { type filter hook prerouting priority -300; policy accept; }
+add chain inet sampan forward { type filter hook forward priority 0; policy accept; }
+flush chain inet sampan host_ports
+flush chain inet sampan turned
+flush chain inet sampan prerouting
+flush chain inet sampan output
+flush chain inet sampan postrouting
+flush chain inet sampan guard
+flush chain inet sampan forward
+add rule inet sampan host_ports meta l4proto . th dport @mapped meta mark set meta mark or 0x2000
+add rule inet sampan host_ports ip daddr . meta l4proto . th dport @mapped4 meta mark set meta mark or 0x2000
+add rule inet sampan host_ports ip6 daddr . meta l4proto . th dport @mapped6 meta mark set meta mark or 0x2000
+add rule inet sampan host_ports dnat ip addr . port to ip daddr . meta l4proto . th dport map @hostports4
+add rule inet sampan host_ports dnat ip addr . port to meta l4proto . th dport map @ports4
+add rule inet sampan host_ports dnat ip6 addr . port to ip6 daddr . meta l4proto . th dport map @hostports6
+add rule inet sampan host_ports ip6 daddr != ::1 dnat ip6 addr . port to meta l4proto . th dport map @ports6
+add rule inet sampan prerouting fib daddr type local jump host_ports
+add rule inet sampan output fib daddr type local jump host_ports
+add rule inet sampan postrouting ct status dnat meta mark and 0x2000 == 0x2000 jump turned
+add rule inet sampan turned ip saddr 127.0.0.0/8 ip daddr @loopback masquerade
+add rule inet sampan turned ip saddr . ip daddr @self4 masquerade
+add rule inet sampan turned ip6 saddr . ip6 daddr @self6 masquerade
+add rule inet sampan turned ip daddr vmap @hairpin4
+add rule inet sampan turned ip6 daddr vmap @hairpin6
+add rule inet sampan postrouting ip saddr vmap @sources4
+add rule inet sampan postrouting ip6 saddr vmap @sources6
+add rule inet sampan guard iifname @guarded ip daddr 127.0.0.0/8 drop
+add rule inet sampan forward oifname @secluded iifname . oifname @within accept
+add rule inet sampan forward oifname @secluded ct state established,related accept
+add rule inet sampan forward oifname @secluded iifname @secluded drop
+"""
+
+#: Sets and maps of the table whose elements belong to containers or bridges.
+SETS = tuple(line.split()[4] for line in _SKELETON.splitlines() if line.startswith(("add map", "add set")))
+
+_library_lock = threading.Lock()
+_library: ctypes.CDLL | None = None
+
+
+class Nft(Kernel):
+    """Elements of our table's sets, in one network namespace."""
+
+    def __init__(self, netns_fd: int = -1) -> None:
+        super().__init__(_NETLINK_NETFILTER, netns_fd)
+
+    def add(self, elements: Sequence[Element]) -> None:
+        """Add elements, all or none.
+
+        Raises:
+            OSError: FileNotFoundError: the table, a set or a chain that is jumped to is not there.
+                FileExistsError: an element is there with other data.
+        """
+        for start in range(0, len(elements), _CHUNK):
+            self._commit(nfnetlink.add_elements(TABLE, elements[start : start + _CHUNK]))
+
+    def delete(self, elements: Sequence[Element]) -> None:
+        """Delete elements; those that are not there are no error."""
+        for start in range(0, len(elements), _CHUNK):
+            chunk = elements[start : start + _CHUNK]
+            try:
+                self._commit(nfnetlink.delete_elements(TABLE, chunk))
+            except FileNotFoundError:
+                # Somebody flushed the table, or a crash came between: one by one, so that the rest goes.
+                for element in chunk:
+                    try:
+                        self._commit(nfnetlink.delete_elements(TABLE, [element]))
+                    except FileNotFoundError:
+                        pass
+
+    def elements(self, set_name: str, family: int = nfnetlink.NFPROTO_INET) -> list[Element]:
+        """What a set holds; nothing when it is not there."""
+        try:
+            answers = self.dump(nfnetlink.get_elements(TABLE, set_name, family))
+        except FileNotFoundError:
+            return []
+        return [element for answer in answers for element in nfnetlink.parse_elements(answer, family)]
+
+    def has_chain(self, name: str, family: int = nfnetlink.NFPROTO_INET) -> bool:
+        """Whether our table has that chain."""
+        error = self.exchange([nfnetlink.get_chain(TABLE, name, family)]).errors[0]
+        if error is not None and not isinstance(error, FileNotFoundError):
+            raise error
+        return error is None
+
+    def _commit(self, requests: Iterable[nfnetlink.Request]) -> None:
+        batch = [nfnetlink.batch_begin(), *requests, nfnetlink.batch_end()]
+        self.exchange(batch, unacknowledged=_BATCH).raise_first()
+
+    def forget_connections(self, protocol: int, ports: Iterable[int]) -> int:
+        """Flush conntrack's entries to these local ports, which would keep a new mapping from being seen (UDP)."""
+        wanted, count = set(ports), 0
+        for family in (2, 10):
+            found = [nfnetlink.parse_connection(a) for a in self.dump(nfnetlink.get_connections(family))]
+            stale = [c for c in found if c.protocol == protocol and c.destination_port in wanted]
+            for error in self.exchange([nfnetlink.delete_connection(family, c) for c in stale]).errors:
+                if error is not None and not isinstance(error, FileNotFoundError):
+                    raise error
+            count += len(stale)
+        return count
+
+
+_thread = threading.local()
+
+
+def kernel() -> Nft:
+    """The calling thread's socket to nftables, kept open.
+
+    Closing one waits until the kernel has freed what was deleted, 3 to 20 ms (nft_rcv_nl_event()), so a thread keeps
+    its own, as long as it stays in its network namespace.
+    """
+    where = (os.getpid(), os.stat("/proc/thread-self/ns/net").st_ino)
+    kept: tuple[tuple[int, int], Nft] | None = getattr(_thread, "kept", None)
+    if kept is None or kept[0] != where:
+        if kept is not None:
+            kept[1].close()
+        kept = _thread.kept = (where, Nft())
+    return kept[1]
+
+
+def skeleton() -> str:
+    """The commands that make our table."""
+    return _SKELETON
+
+
+def subnet_chains(source_chain: str, hairpin_chain: str, subnet: str) -> str:
+    """Commands that make a subnet's two chains: what leaves it is masqueraded, and what turns back into it is."""
+    family, multicast = ("ip6", "ff00::/8") if ":" in subnet else ("ip", "224.0.0.0/4")
+    return f"""
+add chain inet sampan {source_chain}
+flush chain inet sampan {source_chain}
+add rule inet sampan {source_chain} {family} daddr {{ {subnet}, {multicast} }} return
+add rule inet sampan {source_chain} masquerade
+add chain inet sampan {hairpin_chain}
+flush chain inet sampan {hairpin_chain}
+add rule inet sampan {hairpin_chain} {family} saddr {subnet} masquerade
+"""
+
+
+def run(commands: str) -> None:
+    """Run nft commands as one transaction, in the calling thread's network namespace.
+
+    Raises:
+        Unsupported: Neither libnftables nor nft is installed, or the kernel lacks nftables.
+        StageFailed: The kernel refused them.
+    """
+    with _library_lock:
+        library = _load()
+        failed = _run_library(library, commands) if library is not None else _run_program(commands)
+    if failed:
+        first = failed.strip().splitlines()[0] if failed.strip() else "no reason given"
+        if "Operation not supported" in failed or "Protocol not supported" in failed:
+            raise Unsupported(f"nftables: {first}", hint="the kernel needs CONFIG_NF_TABLES_INET and CONFIG_NFT_NAT")
+        raise StageFailed("change the nftables table `sampan`", OSError(errno.EINVAL, first))
+
+
+def _load() -> ctypes.CDLL | None:
+    global _library
+    if _library is None:
+        try:
+            library = ctypes.CDLL("libnftables.so.1")
+        except OSError:
+            return None
+        library.nft_ctx_new.restype = ctypes.c_void_p
+        library.nft_ctx_new.argtypes = [ctypes.c_uint32]
+        library.nft_ctx_free.argtypes = [ctypes.c_void_p]
+        library.nft_ctx_buffer_error.argtypes = [ctypes.c_void_p]
+        library.nft_ctx_buffer_output.argtypes = [ctypes.c_void_p]
+        library.nft_ctx_get_error_buffer.argtypes = [ctypes.c_void_p]
+        library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+        library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        _library = library
+    return _library
+
+
+def _run_library(library: ctypes.CDLL, commands: str) -> str:
+    context = library.nft_ctx_new(0)
+    if not context:
+        return "libnftables gave no context"
+    try:
+        library.nft_ctx_buffer_error(context)
+        library.nft_ctx_buffer_output(context)
+        if library.nft_run_cmd_from_buffer(context, commands.encode()) == 0:
+            return ""
+        return (library.nft_ctx_get_error_buffer(context) or b"").decode("utf-8", "replace") or "refused"
+    finally:
+        library.nft_ctx_free(context)
+
+
+def _run_program(commands: str) -> str:
+    try:
+        done = subprocess.run(
+            ["nft", "-f", "-"], input=commands, capture_output=True, text=True, timeout=_NFT_SECONDS, check=False
+        )
+    except FileNotFoundError:
+        raise Unsupported(
+            "neither libnftables nor the nft program is installed", hint="apt-get install nftables"
+        ) from None
+    return "" if done.returncode == 0 else done.stderr or "refused"

@@ -1,0 +1,142 @@
+"""``portmap``: ports of the machine that lead to the container, as elements of our nftables maps."""
+
+import socket
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
+
+import msgspec
+
+from sampan.errors import InvalidInput, WrongState
+from sampan.network import interface
+from sampan.network.call import Call
+from sampan.network.masquerade import hairpin
+from sampan.network.netns import set_sysctl
+from sampan.spec.cni import PortEntry, Result
+from sampan.wire.nfnetlink import Element, concatenation
+
+_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
+
+
+class _Runtime(msgspec.Struct):
+    port_mappings: list[PortEntry] = msgspec.field(name="portMappings", default_factory=list)
+
+
+class Conf(msgspec.Struct, kw_only=True):
+    """The plugin's configuration."""
+
+    type: str = "portmap"
+    snat: bool = True
+    mark_masq_bit: int | None = msgspec.field(name="markMasqBit", default=None)
+    external_set_mark_chain: str | None = msgspec.field(name="externalSetMarkChain", default=None)
+    conditions_v4: list[str] | None = msgspec.field(name="conditionsV4", default=None)
+    conditions_v6: list[str] | None = msgspec.field(name="conditionsV6", default=None)
+    masq_all: bool = msgspec.field(name="masqAll", default=False)
+    runtime_config: _Runtime = msgspec.field(name="runtimeConfig", default_factory=_Runtime)
+
+    def __post_init__(self) -> None:
+        for name, value in (("conditionsV4", self.conditions_v4), ("conditionsV6", self.conditions_v6)):
+            if value:
+                raise ValueError(f'{name}: iptables conditions need the external plugin; add "sampan": "external"')
+
+
+def add(call: Call) -> Result:
+    """Map the ports of the ``portMappings`` capability to the first address of each family."""
+    conf = call.decode(Conf)
+    previous = call.previous
+    ports = conf.runtime_config.port_mappings
+    if not ports:
+        return previous
+    targets = _targets(previous)
+    elements = [element for i, port in enumerate(ports) for element in _map(port, targets, i)]
+    if conf.snat:
+        if 4 in targets:
+            _serve_loopback(call, previous)
+        hairpin(call, list(targets.values()), elements)
+    else:
+        call.rules(elements)
+    _forget_stale(call, ports)
+    return previous
+
+
+def _targets(previous: Result) -> dict[int, IPv4Interface | IPv6Interface]:
+    found: dict[int, IPv4Interface | IPv6Interface] = {}
+    for config in previous.ips:
+        at = config.interface
+        if at is not None and at < len(previous.interfaces) and not previous.interfaces[at].sandbox:
+            continue
+        address = interface.address_of(config)
+        found.setdefault(address.version, address)
+    if not found:
+        raise InvalidInput("no address to map ports to", field="prevResult.ips")
+    return found
+
+
+def _map(port: PortEntry, targets: dict[int, IPv4Interface | IPv6Interface], index: int) -> list[Element]:
+    field = f"runtimeConfig.portMappings[{index}]"
+    protocol = _PROTOCOLS.get(port.protocol.lower())
+    if protocol is None:
+        raise InvalidInput(f"{port.protocol!r} is none of tcp, udp, sctp", field=f"{field}.protocol")
+    for name, value in (("hostPort", port.host_port), ("containerPort", port.container_port)):
+        if not 0 < value < 65536:
+            raise InvalidInput(f"{value} is not between 1 and 65535", field=f"{field}.{name}")
+    what = concatenation(bytes((protocol,)), port.host_port.to_bytes(2, "big"))
+    try:
+        host = ip_address(port.host_ip) if port.host_ip else None
+    except ValueError as error:
+        raise InvalidInput(str(error), field=f"{field}.hostIP") from None
+    if host is not None and host.is_unspecified:
+        targets, host = {v: t for v, t in targets.items() if v == host.version}, None
+    elements = [] if host is not None else [Element("mapped", what)]
+    for version, target in targets.items():
+        data = concatenation(target.ip.packed, port.container_port.to_bytes(2, "big"))
+        if host is None:
+            elements.append(Element(f"ports{version}", what, data))
+        elif host.version == version:
+            key = concatenation(host.packed) + what
+            elements += [Element(f"hostports{version}", key, data), Element(f"mapped{version}", key)]
+    return elements
+
+
+def _serve_loopback(call: Call, previous: Result) -> None:
+    """Let connections to 127.0.0.1 reach the container; see guard in :mod:`sampan.network.nft`."""
+    outside = [link.name for link in previous.interfaces if not link.sandbox]
+    if not outside:
+        return
+    host = call.session.host.find_link(outside[-1])
+    if host is None:
+        return
+    if host.master:
+        host = call.session.host.link(index=host.master)
+    call.shared_rules([Element("guarded", host.name.encode().ljust(16, b"\0"))])
+    set_sysctl(f"net/ipv4/conf/{host.name}/route_localnet", "1")
+
+
+def _forget_stale(call: Call, ports: list[PortEntry]) -> None:
+    udp = [port.host_port for port in ports if port.protocol.lower() == "udp"]
+    if udp:
+        call.session.nft.forget_connections(socket.IPPROTO_UDP, udp)
+
+
+def delete(call: Call) -> None:
+    """Take the mappings back."""
+    elements = call.session.state.rules(call.owner, call.plugin)
+    call.drop_rules()
+    udp = {
+        int.from_bytes(element.key[-4:-2], "big")
+        for element in elements
+        if element.set_name.startswith(("ports", "hostports")) and element.key[-8] == socket.IPPROTO_UDP
+    }
+    if udp:
+        call.session.nft.forget_connections(socket.IPPROTO_UDP, udp)
+
+
+def check(call: Call) -> None:
+    """See that each recorded element is in the kernel."""
+    recorded = call.session.state.rules(call.owner, call.plugin)
+    for set_name in {element.set_name for element in recorded}:
+        present = {element.key for element in call.session.nft.elements(set_name)}
+        for element in recorded:
+            if element.set_name == set_name and element.key not in present:
+                raise WrongState(
+                    f"a rule of container {call.owner.container} is gone from our nftables set {set_name}",
+                    hint="sampan network reconcile puts it back",
+                )

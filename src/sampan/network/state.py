@@ -1,0 +1,227 @@
+"""What the network knows across processes and boots, in one directory.
+
+::
+
+    <root>/network.db      SQLite: leases, rules, attachments, cursors, facts
+    <root>/lock            flock: who changes the database waits here, in turn, not in SQLite's polling
+    <root>/results/        libcni's result cache: <network>-<container>-<interface>
+
+A lease (an address that a container has) and a rule (an element of our nftables sets) carry the boot they were made in:
+those of another boot are void, since the kernel forgot its part. An attachment is written before the first plugin runs
+and removed after the last one is undone, so that a crash leaves a name to clean up by.
+
+Any number of processes and threads; each thread has a connection of its own. Loss of the last commits in a power cut is
+harmless, so they are not synced.
+"""
+
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from sampan.errors import AlreadyExists, StageFailed
+from sampan.wire.nfnetlink import Element
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS leases (
+    network TEXT NOT NULL, address BLOB NOT NULL, pool INTEGER NOT NULL, container TEXT NOT NULL,
+    ifname TEXT NOT NULL, boot TEXT NOT NULL, created INTEGER NOT NULL, PRIMARY KEY (network, address)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS leases_owner ON leases (container, ifname, network);
+CREATE TABLE IF NOT EXISTS cursors (
+    network TEXT NOT NULL, pool INTEGER NOT NULL, address BLOB NOT NULL, PRIMARY KEY (network, pool)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rules (
+    family INTEGER NOT NULL, set_name TEXT NOT NULL, key BLOB NOT NULL, data BLOB NOT NULL, chain TEXT NOT NULL,
+    container TEXT NOT NULL, ifname TEXT NOT NULL, network TEXT NOT NULL, plugin TEXT NOT NULL, boot TEXT NOT NULL,
+    PRIMARY KEY (family, set_name, key)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS rules_owner ON rules (container, ifname, network);
+CREATE TABLE IF NOT EXISTS attachments (
+    container TEXT NOT NULL, ifname TEXT NOT NULL, network TEXT NOT NULL, position INTEGER NOT NULL,
+    boot TEXT NOT NULL, created INTEGER NOT NULL, PRIMARY KEY (container, ifname, network)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+PRAGMA user_version = 1;
+"""
+_BUSY_SECONDS = 60
+
+
+class Owner:
+    """Whose a lease or a rule is."""
+
+    __slots__ = ("container", "ifname", "network")
+
+    def __init__(self, container: str, ifname: str, network: str) -> None:
+        self.container = container
+        self.ifname = ifname
+        self.network = network
+
+
+#: Owner of rules that a bridge's pods share.
+SHARED = Owner("", "", "")
+
+
+class State:
+    """The state directory; see the module.
+
+    Args:
+        root: The directory; made if it is not there.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.results = os.path.join(root, "results")
+        try:
+            os.makedirs(self.results, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StageFailed("make the network's state directory", error) from error
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            self.boot = file.read().strip()
+        self._local = threading.local()
+        self._void_other_boots()
+
+    @property
+    def database(self) -> sqlite3.Connection:
+        """The calling thread's connection."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            path = os.path.join(self.root, "network.db")
+            connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+            connection.execute("PRAGMA synchronous = OFF")
+            if connection.execute("PRAGMA user_version").fetchone()[0] != 1:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(_SCHEMA)
+            self._local.connection = connection
+            self._local.lock = open(os.path.join(self.root, "lock"), "ab")
+        return connection
+
+    def close(self) -> None:
+        """Close the calling thread's connection."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is not None:
+            connection.close()
+            self._local.lock.close()
+            del self._local.connection
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Run the body as one write transaction; commit, or roll back on an error."""
+        database = self.database
+        fcntl.flock(self._local.lock, fcntl.LOCK_EX)
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+            except BaseException:
+                database.execute("ROLLBACK")
+                raise
+            database.execute("COMMIT")
+        finally:
+            fcntl.flock(self._local.lock, fcntl.LOCK_UN)
+
+    def _void_other_boots(self) -> None:
+        for table in ("leases", "rules"):
+            if self.database.execute(f"SELECT 1 FROM {table} WHERE boot <> ? LIMIT 1", (self.boot,)).fetchone():
+                with self.transaction() as database:
+                    database.execute(f"DELETE FROM {table} WHERE boot <> ?", (self.boot,))
+
+    # Rules.
+
+    def record_rules(
+        self, database: sqlite3.Connection, owner: Owner, plugin: str, elements: Sequence[Element]
+    ) -> None:
+        """Write down elements, in the transaction in which they go to the kernel.
+
+        Raises:
+            AlreadyExists: Another container has an element of that key: a host port, most often.
+        """
+        for element in elements:
+            key = (element.family, element.set_name, element.key)
+            row = database.execute(
+                "SELECT container FROM rules WHERE family = ? AND set_name = ? AND key = ?", key
+            ).fetchone()
+            if row is not None and row[0] != owner.container:
+                raise AlreadyExists(f"{describe(element)} is taken by container {row[0]}")
+            database.execute(
+                "INSERT OR REPLACE INTO rules VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*key, element.data, element.chain, owner.container, owner.ifname, owner.network, plugin, self.boot),
+            )
+
+    def rules(self, owner: Owner | None = None, plugin: str = "") -> list[Element]:
+        """Recorded elements, of an owner and a plugin or all."""
+        query, values = "SELECT set_name, key, data, chain, family FROM rules", list[str]()
+        if owner is not None:
+            query += " WHERE container = ? AND ifname = ? AND network = ?"
+            values += [owner.container, owner.ifname, owner.network]
+            if plugin:
+                query += " AND plugin = ?"
+                values.append(plugin)
+        return [Element(*row) for row in self.database.execute(query, values)]
+
+    @staticmethod
+    def forget_rules(database: sqlite3.Connection, elements: Sequence[Element]) -> None:
+        """Remove the record of elements, in the transaction in which the kernel loses them."""
+        database.executemany(
+            "DELETE FROM rules WHERE family = ? AND set_name = ? AND key = ?",
+            [(element.family, element.set_name, element.key) for element in elements],
+        )
+
+    # Attachments.
+
+    def record_attachment(self, owner: Owner, position: int) -> None:
+        """Write down that a container is about to join a network."""
+        with self.transaction() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO attachments VALUES (?, ?, ?, ?, ?, ?)",
+                (owner.container, owner.ifname, owner.network, position, self.boot, time.time_ns()),
+            )
+
+    def forget_attachment(self, owner: Owner) -> None:
+        """Remove that record."""
+        with self.transaction() as database:
+            database.execute(
+                "DELETE FROM attachments WHERE container = ? AND ifname = ? AND network = ?",
+                (owner.container, owner.ifname, owner.network),
+            )
+
+    def attachments(self, container: str = "") -> list[Owner]:
+        """What was attached, last first; of one container or of all."""
+        query = "SELECT container, ifname, network FROM attachments"
+        if container:
+            rows = self.database.execute(f"{query} WHERE container = ? ORDER BY position DESC", (container,))
+        else:
+            rows = self.database.execute(f"{query} ORDER BY container, position DESC")
+        return [Owner(*row) for row in rows]
+
+    def owners(self) -> set[str]:
+        """Every container that has a lease, a rule or an attachment."""
+        query = "SELECT container FROM leases UNION SELECT container FROM rules UNION SELECT container FROM attachments"
+        return {row[0] for row in self.database.execute(query) if row[0]}
+
+    # Facts.
+
+    def fact(self, name: str) -> str:
+        """A remembered value, or the empty string."""
+        row = self.database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else ""
+
+    def set_fact(self, name: str, value: str) -> None:
+        """Remember a value."""
+        with self.transaction() as database:
+            database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def facts(self, prefix: str) -> list[str]:
+        """Names of remembered values that start with ``prefix``."""
+        query = "SELECT name FROM facts WHERE substr(name, 1, ?) = ?"
+        return [row[0] for row in self.database.execute(query, (len(prefix), prefix))]
+
+
+_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
+
+
+def describe(element: Element) -> str:
+    """An element in a person's words."""
+    if element.set_name in ("ports4", "ports6", "mapped", "hostports4", "hostports6", "mapped4", "mapped6"):
+        protocol, port = element.key[-8], int.from_bytes(element.key[-4:-2], "big")
+        return f"host port {port}/{_PROTOCOLS.get(protocol, protocol)}"
+    return f"rule {element.set_name} {element.key.hex()}"
