@@ -176,23 +176,21 @@ def _plain(data: bytes, read: Callable[[int], bytes]) -> Iterator[bytes]:
 
 def _gunzip(data: bytes, read: Callable[[int], bytes]) -> Iterator[bytes]:
     """All members of a gzip file (RFC 1952), zeros after the last one allowed."""
-    from isal import isal_zlib
+    from isal import igzip_lib
 
-    failure: Any = isal_zlib.error
+    failure: Any = igzip_lib.IsalError
     while data:
-        member: Any = isal_zlib.decompressobj(wbits=31)
+        member: Any = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
         while not member.eof:
-            if not data:
+            if not data and member.needs_input:
                 raise Corrupt("layer: the gzip stream is cut off")
             try:
                 piece = member.decompress(data, _STEP)
             except (failure, EOFError) as error:
                 raise Corrupt(f"layer: damaged gzip stream: {error}") from None
-            data = member.unconsumed_tail
             if piece:
                 yield piece
-            if not data and not member.eof:
-                data = read(_READ)
+            data = read(_READ) if member.needs_input and not member.eof else b""
         data = member.unused_data.lstrip(b"\0")
         while not data and (more := read(_READ)):
             data = more.lstrip(b"\0")

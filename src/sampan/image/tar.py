@@ -341,6 +341,12 @@ def _parse(header: bytes) -> tuple[Entry, bytes]:
 
 def _number(field: bytes) -> int:
     """An octal field, or one in GNU's base 256."""
+    text = field[:-1]
+    if text.isdigit() and field[-1] in b"\0 ":
+        try:
+            return int(text, 8)
+        except ValueError:
+            raise Corrupt("layer: a header has a number that is not octal") from None
     if field[0] & 0x80:
         value = int.from_bytes(field, "big", signed=False) & ((1 << (8 * len(field) - 1)) - 1)
         if field[0] & 0x40:

@@ -1,109 +1,151 @@
-"""Users and groups by name, from a root file system's own /etc/passwd and /etc/group.
+"""Who ``USER`` in an image is: names looked up in the root file system's own /etc/passwd and /etc/group.
 
-Both files are the image's, so both are read through openat2(2) inside the root, bounded in size, and a number that
-doesn't fit a uid is refused rather than wrapped around to root (CVE-2024-40635).
+Docker's rules (moby's user package): ``user``, ``uid``, ``user:group``, ``uid:gid``, ``user:gid``, ``uid:group``;
+a name that is all digits is looked up as a name first; a number need not be in any file; without a group part the
+user's own group counts, and the supplementary groups that list him; with one, no supplementary groups do.
+
+The files are the image's, so hostile: opened by openat2 inside the root, regular files only, bounded in size and in
+lines. A number that does not fit in 32 bits is refused, not wrapped round to root's (CVE-2024-40635).
 """
 
 import os
-from collections.abc import Iterator
-from typing import NamedTuple
+import stat
+from dataclasses import dataclass, replace
 
-from sampan.errors import InvalidInput
-from sampan.linux.resolve import openat2
+from sampan.errors import Exhausted, InvalidInput
+from sampan.linux.resolve import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 
-#: Largest id: the kernel keeps the one above for "no change" (chown(2)).
-MAX_ID = (1 << 31) - 1
-_MAX_FILE = 4 << 20
-_FIELD = "user"
+_FILE_LIMIT = 8 << 20
+#: The kernel keeps the largest number for "no change".
+_ID_LIMIT = 0xFFFFFFFE
+_DEFAULT_HOME = "/"
 
 
-class User(NamedTuple):
-    """Who a process runs as."""
+@dataclass(frozen=True, slots=True)
+class User:
+    """A process's user. ``groups`` are the supplementary ones; ``name`` is empty if no file knows the number."""
 
-    uid: int
-    gid: int
-    #: Supplementary groups that /etc/group puts the user in.
+    uid: int = 0
+    gid: int = 0
     groups: tuple[int, ...] = ()
-    home: str = ""
+    home: str = _DEFAULT_HOME
     name: str = ""
 
 
 def lookup_user(root: int, text: str) -> User:
-    """The user that ``USER[:GROUP]`` means, either part a name or a number.
-
-    A number needs no entry; without one its group is 0, as with runc and Docker.
+    """The user that an image's ``USER``, or a person's ``--user``, means.
 
     Args:
-        root: Descriptor of the root file system's top directory.
-        text: As in an image's ``User`` or a request.
+        root: Descriptor of the root file system's directory.
+        text: Empty for the superuser.
 
     Raises:
-        InvalidInput: A name has no entry, or a number is out of range.
+        InvalidInput: A part is no name or number, or there is no such name; says which part.
+        Exhausted: A file is absurdly large.
     """
     who, colon, group = text.partition(":")
-    if not who:
-        raise InvalidInput(f'"{text}" names no user', field=_FIELD)
-    number = _number(who)
-    entry = next((fields for fields in _passwd(root) if _is(fields, who, number)), None)
-    if entry is None and number is None:
-        raise InvalidInput(f'"{who}" is not in the image\'s /etc/passwd', field=_FIELD, hint="use a number")
-    if entry is not None:
-        uid, gid, home, name = int(entry[2]), int(entry[3]), entry[5], entry[0]
-    else:
-        uid, gid, home, name = number or 0, 0, "", ""
-    if colon:
-        return User(uid, _group(root, group), (), home, name)
-    return User(uid, gid, tuple(_memberships(root, name)), home, name)
+    if ":" in group or (colon and not group and not who):
+        raise InvalidInput(f'"{_short(text)}" is not user[:group]', field="user")
+    user = _user(root, who or "0")
+    if group:
+        return replace(user, gid=_group(root, group), groups=())
+    return replace(user, groups=_supplementary(root, user))
 
 
-def _number(text: str) -> int | None:
-    if not (text.isascii() and text.isdigit()):
-        return None
-    number = int(text)
-    if number > MAX_ID:
-        raise InvalidInput(f"{text} is more than {MAX_ID}", field=_FIELD)
+def groups_of(root: int, uid: int) -> tuple[int, ...]:
+    """The supplementary groups that the root file system's files give to a user number."""
+    return _supplementary(root, _user(root, str(uid)))
+
+
+def _user(root: int, who: str) -> User:
+    number = _number(who, "user")
+    by_number: User | None = None
+    for fields in _lines(root, "etc/passwd", 7):
+        uid, gid = _id(fields[2]), _id(fields[3])
+        if uid is None or gid is None:
+            continue
+        found = User(uid, gid, (), fields[5] or _DEFAULT_HOME, fields[0])
+        if fields[0] == who:
+            return found
+        if uid == number and by_number is None:
+            by_number = found
+    if by_number is not None:
+        return by_number
+    if number is None:
+        raise InvalidInput(f'no user "{_short(who)}" in the image\'s /etc/passwd', field="user")
+    return User(uid=number)
+
+
+def _group(root: int, group: str) -> int:
+    number = _number(group, "group")
+    for fields in _lines(root, "etc/group", 3):
+        gid = _id(fields[2])
+        if fields[0] == group and gid is not None:
+            return gid
+    if number is None:
+        raise InvalidInput(f'no group "{_short(group)}" in the image\'s /etc/group', field="group")
     return number
 
 
-def _is(fields: list[str], who: str, number: int | None) -> bool:
-    return fields[0] == who if number is None else int(fields[2]) == number
+def _supplementary(root: int, user: User) -> tuple[int, ...]:
+    if not user.name:
+        return ()
+    groups: list[int] = []
+    for fields in _lines(root, "etc/group", 4):
+        gid = _id(fields[2])
+        if gid is not None and gid not in groups and user.name in fields[3].split(","):
+            groups.append(gid)
+    return tuple(groups)
 
 
-def _group(root: int, text: str) -> int:
-    number = _number(text)
-    if number is not None:
-        return number
-    for fields in _entries(root, "etc/group", 3):
-        if fields[0] == text and _valid(fields[2]):
-            return int(fields[2])
-    raise InvalidInput(f'"{text}" is not in the image\'s /etc/group', field=_FIELD, hint="use a number")
+def _number(text: str, field: str) -> int | None:
+    """The id that ``text`` is, or None if it is a name."""
+    if not text.isascii() or not text.lstrip("-+").isdecimal():
+        return None
+    number = _id(text)
+    if number is None:
+        raise InvalidInput(f'"{_short(text)}" is not a number from 0 to {_ID_LIMIT}', field=field)
+    return number
 
 
-def _memberships(root: int, name: str) -> Iterator[int]:
-    for fields in _entries(root, "etc/group", 4) if name else ():
-        if name in fields[3].split(",") and _valid(fields[2]):
-            yield int(fields[2])
+def _id(text: str) -> int | None:
+    if not text.isascii() or not text.isdecimal() or len(text) > 10 or int(text) > _ID_LIMIT:
+        return None
+    return int(text)
 
 
-def _passwd(root: int) -> Iterator[list[str]]:
-    for fields in _entries(root, "etc/passwd", 6):
-        if _valid(fields[2]) and _valid(fields[3]):
-            yield fields
+def _lines(root: int, path: str, fields: int) -> list[list[str]]:
+    """The lines of a file of colon-separated fields, padded to ``fields``; no file is an empty one."""
+    lines = []
+    for line in _read(root, path).split("\n"):
+        parts = line.strip().split(":")
+        if len(parts) >= 3 and not line.startswith("#"):
+            lines.append(parts + [""] * (fields - len(parts)))
+    return lines
 
 
-def _valid(text: str) -> bool:
-    return text.isascii() and text.isdigit() and int(text) <= MAX_ID
-
-
-def _entries(root: int, path: str, least: int) -> Iterator[list[str]]:
-    """Lines of a colon-separated file that have enough fields; none when there is no such file."""
+def _read(root: int, path: str) -> str:
+    # O_NONBLOCK: a FIFO in this place must not hold anybody up.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
     try:
-        fd = openat2(root, path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return
-    with open(fd, "rb") as file:
-        text = file.read(_MAX_FILE).decode("utf-8", "surrogateescape")
-    for line in text.splitlines():
-        fields = line.split(":")
-        if len(fields) >= least and not line.startswith("#"):
-            yield fields
+        fd = openat2(root, path, flags, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        raise InvalidInput(f"the image's /{path} can't be opened: {error.strerror}", field="user") from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidInput(f"the image's /{path} is not a regular file", field="user")
+        data = b""
+        while piece := os.read(fd, 1 << 20):
+            data += piece
+            if len(data) > _FILE_LIMIT:
+                raise Exhausted(f"the image's /{path} is larger than {_FILE_LIMIT} bytes")
+    finally:
+        os.close(fd)
+    return data.decode("utf-8", "replace")
+
+
+def _short(text: str) -> str:
+    return text[:80].encode("unicode_escape").decode("ascii")
