@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal as _signal
 
 from sampan.cgroup import hierarchy
 from sampan.errors import StageFailed
@@ -13,6 +12,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sampan.cgroup.oom import OomWatch
+
+#: signal(7); the signal module makes enumerations, which take a millisecond.
+SIGKILL = 9
 
 
 class Joiner:
@@ -111,7 +113,7 @@ class Group:
         """Whether the group is frozen, or about to be."""
         raise NotImplementedError
 
-    def kill(self, signal: int = _signal.SIGKILL) -> None:
+    def kill(self, signal: int = SIGKILL) -> None:
         """Signal every process in the group and in the groups under it."""
         raise NotImplementedError
 

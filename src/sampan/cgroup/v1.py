@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import errno
 import os
-import signal as _signal
 import time
 
 from sampan.cgroup import devices, hierarchy, v1_limits, v1_stats
-from sampan.cgroup.group import Group, Joiner, signal_pids, write
+from sampan.cgroup.group import SIGKILL, Group, Joiner, signal_pids, write
 from sampan.cgroup.oom import OomWatch
 from sampan.errors import StageFailed, TimedOut, Unsupported
 
@@ -146,8 +145,8 @@ class GroupV1(Group):
         except FileNotFoundError:
             return False
 
-    def kill(self, signal: int = _signal.SIGKILL) -> None:
-        fatal = signal == _signal.SIGKILL
+    def kill(self, signal: int = SIGKILL) -> None:
+        fatal = signal == SIGKILL
         if fatal and "" in self._directories:
             try:
                 hierarchy.write_file(f"{self._directories['']}/cgroup.kill", "1")

@@ -83,6 +83,14 @@ def operators() -> list[str]:
     return list(_OPERATORS)
 
 
+def architectures() -> list[str]:
+    """The architectures a section may name, for ``features``."""
+    names = (
+        "X86 X86_64 X32 ARM AARCH64 MIPS MIPS64 MIPS64N32 MIPSEL MIPSEL64 MIPSEL64N32 PPC PPC64 PPC64LE RISCV64 S390"
+    )
+    return [f"SCMP_ARCH_{name}" for name in [*names.split(), "S390X"]]
+
+
 def known_flags() -> list[str]:
     """The flags a section may name, for ``features``."""
     return list(_FLAGS)

@@ -1,0 +1,16 @@
+"""Where the `sampan-runtime` script starts Python: `python -I -S .../runtime_launch.py`.
+
+Run as a file, without `site`, so the package's directory is not on the path yet.
+"""
+
+import gc
+import sys
+
+# A few thousand objects are made, and nothing is kept: collecting would be time lost.
+gc.disable()
+sys.path.insert(0, __file__.rpartition("/sampan/cli/")[0])
+
+from sampan.cli.runtime import main  # noqa: E402
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Joining our terminal with a container's: bytes both ways, the window's size, raw mode while it lasts."""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # the signal module proper makes enumerations
+import os
+import select
+import termios
+
+from sampan.linux.process import pidfd_open
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_CHUNK = 65536
+
+
+class Relay:
+    """Carries bytes between our standard streams and the master side of a pty, which it closes."""
+
+    __slots__ = ("_master", "_saved")
+
+    def __init__(self, master: int) -> None:
+        self._master = master
+        self._saved: list[Any] | None = None
+        if os.isatty(0):
+            self._saved = termios.tcgetattr(0)
+            termios.tcsetattr(0, termios.TCSADRAIN, _raw(self._saved))
+            self._resize()
+            _signal.signal(_signal.SIGWINCH, self._resize)
+
+    def _resize(self, *_: object) -> None:
+        try:
+            termios.tcsetwinsize(self._master, termios.tcgetwinsize(0))
+        except OSError:
+            pass  # the container's terminal is gone already
+
+    def run(self, pid: int) -> int:
+        """Carry bytes until the process has ended and its output is written; its wait status."""
+        pidfd = pidfd_open(pid)
+        try:
+            poll = select.poll()
+            poll.register(self._master, select.POLLIN)
+            poll.register(pidfd, select.POLLIN)
+            poll.register(0, select.POLLIN)
+            while True:
+                ready = {fd for fd, _ in poll.poll()}
+                if self._master in ready and not self._to_us():
+                    poll.unregister(self._master)
+                if 0 in ready and not self._to_container():
+                    poll.unregister(0)
+                if pidfd in ready:
+                    return self._finish(pid)
+        finally:
+            os.close(pidfd)
+
+    def _finish(self, pid: int) -> int:
+        from sampan.cli.runtime_foreground import reap_until
+
+        # What was written before the end is in the pty still; others may hold it open, so its end is not waited for.
+        os.set_blocking(self._master, False)
+        while self._to_us():
+            pass
+        return reap_until(pid)
+
+    def _to_us(self) -> bool:
+        try:
+            data = os.read(self._master, _CHUNK)
+        except OSError:  # EIO: no process has the terminal; EAGAIN: nothing is left
+            return False
+        _write(1, data)
+        return bool(data)
+
+    def _to_container(self) -> bool:
+        try:
+            data = os.read(0, _CHUNK)
+        except OSError:
+            data = b""
+        if not data:
+            return False
+        _write(self._master, data)
+        return True
+
+    def close(self) -> None:
+        """Close the pty and give our terminal its mode back; a second call does nothing."""
+        if self._saved is not None:
+            termios.tcsetattr(0, termios.TCSADRAIN, self._saved)
+            self._saved = None
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(fd, view) :]
+    except OSError:
+        pass  # the reader is gone; the process is not to be stopped by that
+
+
+def _raw(mode: list[Any]) -> list[Any]:
+    """The mode as cfmakeraw(3) changes it: the container's terminal does all processing."""
+    raw = [*mode[:6], list(mode[6])]
+    raw[0] &= ~(
+        termios.IGNBRK
+        | termios.BRKINT
+        | termios.PARMRK
+        | termios.ISTRIP
+        | termios.INLCR
+        | termios.IGNCR
+        | termios.ICRNL
+        | termios.IXON
+    )
+    raw[1] &= ~termios.OPOST
+    raw[2] = raw[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+    raw[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
+    raw[6][termios.VMIN] = 1
+    raw[6][termios.VTIME] = 0
+    return raw

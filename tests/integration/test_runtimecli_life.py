@@ -1,0 +1,260 @@
+"""`sampan-runtime` as other engines call it."""
+
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.root
+
+LAUNCH = Path(__file__).parents[2] / "src/sampan/cli/runtime_launch.py"
+
+
+class Runtime:
+    """The command on a root of its own, with one bundle."""
+
+    def __init__(self, path: Path) -> None:
+        self.root = path / "root"
+        self.bundle = path / "bundle"
+        (self.bundle / "rootfs/bin").mkdir(parents=True)
+        shutil.copy("/bin/busybox", self.bundle / "rootfs/bin/busybox")
+        (self.bundle / "rootfs/bin/sh").symlink_to("busybox")
+        self.run("spec", "--bundle", str(self.bundle))
+        self.config: dict[str, Any] = json.loads((self.bundle / "config.json").read_text())
+        self.config["linux"]["cgroupsPath"] = f"/sampan-test-cli-{os.getpid()}/{path.name}"
+        self.configure("sleep", "1000")
+
+    def configure(self, *args: str, terminal: bool = False, shell: str = "") -> None:
+        self.config["process"]["args"] = ["/bin/sh", "-c", shell] if shell else ["/bin/busybox", *args]
+        self.config["process"]["terminal"] = terminal
+        (self.bundle / "config.json").write_text(json.dumps(self.config))
+
+    def command(self, *args: str) -> list[str]:
+        return [sys.executable, "-I", "-S", str(LAUNCH), "--root", str(self.root), *args]
+
+    def run(self, *args: str, code: int = 0, **more: Any) -> subprocess.CompletedProcess[str]:
+        more.setdefault("stdin", subprocess.DEVNULL)
+        ended = subprocess.run(
+            self.command(*args), check=False, cwd=self.bundle, capture_output=True, text=True, **more
+        )
+        assert ended.returncode == code, (args, ended)
+        return ended
+
+    def state(self, name: str) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.run("state", name).stdout)
+        return document
+
+    def start(self, name: str) -> None:
+        # Not captured: the container would hold the pipes open.
+        subprocess.run(self.command("create", name), cwd=self.bundle, stdin=-3, stdout=-3, stderr=-3, check=True)
+        self.run("start", name)
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Iterator[Runtime]:
+    made = Runtime(tmp_path)
+    yield made
+    for state in json.loads(made.run("list", "--format", "json").stdout) or []:
+        made.run("delete", "--force", state["id"])
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/sampan-test-cli-{os.getpid()}"))
+    assert not made.root.exists() or not os.listdir(made.root)
+
+
+def test_create_start_state_kill_delete(runtime: Runtime) -> None:
+    pid_file = runtime.bundle / "pid"
+    subprocess.run(
+        runtime.command("create", "--pid-file", str(pid_file), "c1"),
+        cwd=runtime.bundle,
+        stdin=-3,
+        stdout=-3,
+        stderr=-3,
+        check=True,
+    )
+    state = runtime.state("c1")
+    assert state["status"] == "created"
+    assert state["pid"] == int(pid_file.read_text())
+    assert state["bundle"] == str(runtime.bundle)
+    assert runtime.run("list", "-q").stdout == "c1\n"
+    runtime.run("start", "c1")
+    assert runtime.state("c1")["status"] == "running"
+    assert "c1" in runtime.run("list").stdout
+    assert "cannot" in runtime.run("delete", "c1", code=1).stderr or runtime.state("c1")["status"] == "running"
+    pidfd = os.pidfd_open(state["pid"])
+    runtime.run("kill", "c1", "KILL")
+    assert select.select([pidfd], [], [], 10)[0]
+    os.close(pidfd)
+    assert runtime.state("c1")["status"] == "stopped"
+    assert "container not running" in runtime.run("kill", "c1", code=1).stderr
+    runtime.run("delete", "c1")
+    assert "does not exist" in runtime.run("state", "c1", code=1).stderr
+    runtime.run("delete", "-f", "c1")
+
+
+def test_run_gives_the_programs_exit_code_and_leaves_nothing(runtime: Runtime) -> None:
+    runtime.configure(shell="echo out; echo err >&2; exit 7")
+    ended = runtime.run("run", "c1", code=7)
+    assert (ended.stdout, ended.stderr) == ("out\n", "err\n")
+    runtime.configure(shell="echo ready; exec /bin/busybox sleep 1000")
+    process = subprocess.Popen(runtime.command("run", "c1"), cwd=runtime.bundle, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    runtime.run("kill", "c1", "KILL")
+    assert process.wait(10) == 128 + 9
+    process.stdout.close()
+    assert runtime.run("list", "-q").stdout == ""
+
+
+def test_run_passes_signals_on(runtime: Runtime) -> None:
+    runtime.configure(shell="trap 'exit 5' TERM; echo ready; while true; do /bin/busybox sleep 0.05; done")
+    process = subprocess.Popen(runtime.command("run", "c1"), cwd=runtime.bundle, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 5
+    process.stdout.close()
+
+
+def test_run_with_a_terminal(runtime: Runtime) -> None:
+    runtime.configure(shell="/bin/busybox stty size; read x; echo got $x", terminal=True)
+    master, slave = pty.openpty()
+    import termios
+
+    termios.tcsetwinsize(slave, (33, 77))
+    process = subprocess.Popen(
+        runtime.command("run", "c1"), cwd=runtime.bundle, stdin=slave, stdout=slave, stderr=slave
+    )
+    os.write(master, b"hello\r")
+    output = b""
+    while b"got hello" not in output:
+        assert select.select([master], [], [], 10)[0], output
+        output += os.read(master, 1000)
+    assert b"33 77" in output
+    assert process.wait(10) == 0
+    os.close(slave)
+    os.close(master)
+
+
+def test_a_console_socket_gets_the_terminal(runtime: Runtime) -> None:
+    runtime.configure("tty", terminal=True)
+    assert "--console-socket" in runtime.run("create", "c1", code=1).stderr
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path := str(runtime.bundle / "s"))
+        server.listen()
+        runtime.run("run", "-d", "--console-socket", path, "c1")
+        connection, _ = server.accept()
+        with connection:
+            _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
+    assert select.select([fds[0]], [], [], 10)[0]
+    assert b"/dev/pts/0" in os.read(fds[0], 100) or b"/dev/console" in os.read(fds[0], 100)
+    os.close(fds[0])
+
+
+def test_exec(runtime: Runtime) -> None:
+    runtime.start("c1")
+    shell = ("/bin/sh", "-c")
+    assert runtime.run("exec", "-e", "A=b", "--cwd", "/bin", "c1", *shell, "echo $A $PWD").stdout == "b /bin\n"
+    runtime.run("exec", "c1", *shell, "exit 3", code=3)
+    ids = runtime.run("exec", "-u", "5:6", "-g", "7", "c1", "/bin/busybox", "id").stdout
+    assert "uid=5 gid=6" in ids
+    assert "7" in ids.partition("groups=")[2]
+    process = runtime.bundle / "process.json"
+    process.write_text(json.dumps({"cwd": "/", "args": ["/bin/busybox", "pwd"], "env": []}))
+    assert runtime.run("exec", "--process", str(process), "c1").stdout == "/\n"
+    assert "exec failed" in runtime.run("exec", "c1", "/none", code=255).stderr
+    runtime.run("exec", "c1", code=255)
+    assert "4294967295" in runtime.run("exec", "-u", "4294967295", "c1", "/bin/sh", code=255).stderr
+    runtime.run("exec", "--cap", "CAP_SYS_ADMIN", "c1", *shell, "/bin/busybox mount -t tmpfs x /tmp || true")
+
+
+def test_pause_resume_ps_update_events(runtime: Runtime) -> None:
+    runtime.start("c1")
+    pid = runtime.state("c1")["pid"]
+    runtime.run("pause", "c1")
+    assert runtime.state("c1")["status"] == "paused"
+    runtime.run("pause", "c1", code=1)
+    runtime.run("resume", "c1")
+    runtime.run("resume", "c1", code=1)
+    assert json.loads(runtime.run("ps", "-f", "json", "c1").stdout) == [pid]
+    assert str(pid) in runtime.run("ps", "c1").stdout
+    runtime.run("update", "--memory", "64m", "--pids-limit", "20", "c1")
+    runtime.run("update", "-r", "-", "c1", stdin=None, input='{"cpu": {"quota": 20000, "period": 100000, "shares": 0}}')
+    event = json.loads(runtime.run("events", "--stats", "c1").stdout)
+    assert (event["type"], event["id"]) == ("stats", "c1")
+    assert event["data"]["pids"] == {"current": 1, "limit": 20}
+    assert event["data"]["memory"]["usage"]["limit"] == 64 << 20
+
+
+def test_events_tell_of_memory_running_out(runtime: Runtime) -> None:
+    runtime.config["linux"]["resources"]["memory"] = {"limit": 20 << 20, "swap": 20 << 20}
+    runtime.configure("sleep", "1000")
+    runtime.start("c1")
+    process = subprocess.Popen(runtime.command("events", "--interval", "1h", "c1"), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["type"] == "stats"
+    eater = runtime.command(
+        "exec", "c1", "/bin/sh", "-c", "x=$(/bin/busybox dd if=/dev/zero bs=1M count=64 | /bin/busybox tr '\\0' x)"
+    )
+    subprocess.run(eater, capture_output=True, check=False)
+    assert json.loads(process.stdout.readline()) == {"type": "oom", "id": "c1"}
+    runtime.run("delete", "-f", "c1")
+    process.stdout.close()
+    assert process.wait(10) == 0
+
+
+def test_errors_go_to_the_log_as_json(runtime: Runtime) -> None:
+    log = runtime.bundle / "log.json"
+    ended = runtime.run("--log", str(log), "--log-format", "json", "start", "nobody", code=1)
+    entry = json.loads(log.read_text())
+    assert entry["level"] == "error"
+    assert "does not exist" in entry["msg"]
+    assert ended.stderr.strip() == entry["msg"]
+
+
+def test_misuse_is_one_line(runtime: Runtime) -> None:
+    for args in (
+        ["frobnicate"],
+        ["run"],
+        ["run", "a", "b"],
+        ["run", "--nope", "a"],
+        ["kill", "a", "NOPE"],
+        ["--log-format", "xml", "list"],
+    ):
+        ended = runtime.run(*args, code=1)
+        assert len(ended.stderr.splitlines()) == 1, ended
+    assert "exists already" in runtime.run("spec", code=1).stderr
+    assert "criu" in runtime.run("restore", "c1", code=1).stderr
+    for args in (["--help"], ["help"], ["run", "--help"], ["--version"], ["features"]):
+        assert runtime.run(*args).stdout
+
+
+def test_a_trace_names_the_steps(runtime: Runtime) -> None:
+    runtime.configure("true")
+    text = runtime.run("--trace", "run", "c1").stderr
+    assert "pivot root" in text
+    trace = runtime.bundle / "trace.json"
+    runtime.run("--trace-file", str(trace), "run", "c1")
+    assert any(event["name"] == "pivot root" for event in json.loads(trace.read_text())["traceEvents"])
+
+
+def test_sockets_of_systemd_are_passed_on(runtime: Runtime) -> None:
+    runtime.configure(shell="echo $LISTEN_FDS $LISTEN_PID; /bin/busybox cat <&3")
+    readable, writable = os.pipe()
+    os.write(writable, b"three")
+    os.close(writable)
+
+    def arrange() -> None:
+        os.dup2(readable, 3)
+
+    ended = runtime.run("run", "c1", env={"LISTEN_FDS": "1"}, pass_fds=(3,), preexec_fn=arrange)
+    os.close(readable)
+    assert ended.stdout == "1 1\nthree"
