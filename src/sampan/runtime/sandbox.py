@@ -271,6 +271,8 @@ class _Making:
     def _be_child(self, channel: Channel) -> None:
         """All of the child: it sets up what only an inhabitant can, and becomes pause or ends."""
         try:
+            if self._channel is not None:
+                self._channel.close()  # our copy of the parent's end would hide its closing from us
             trace.become("sandbox")
             self._set_up(channel)
             channel.send(talk.READY)
