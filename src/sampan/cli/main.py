@@ -114,3 +114,7 @@ def report(error: SampanError) -> int:
         traceback.print_exception(error)
     click.echo(f"sampan: {error}", err=True)
     return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -87,7 +87,7 @@ def run(options: Globals, /, image: str, command: tuple[str, ...], **given: Any)
             return _run(engine, image, command, given)
     except StageFailed as error:
         click.echo(f"sampan: {error}", err=True)
-        if "exec" in error.stage:
+        if "program" in error.stage:
             return NO_PROGRAM if error.errno == 2 else NOT_EXECUTABLE
         return FAILED
     except InvalidInput as error:
@@ -104,6 +104,7 @@ def run(options: Globals, /, image: str, command: tuple[str, ...], **given: Any)
 def _run(engine: Engine, image: str, command: tuple[str, ...], given: dict[str, Any]) -> int:
     given["name"] = given["name"] or fresh_name()
     given["log_directory"] = f"{engine.config.log_root}/{engine.namespace}/{given['name']}"
+    command = command[1:] if command[:1] == ("--",) else command
     spec = container_spec(image, command, given)
     if not given["rootfs"]:
         _ensure_image(engine, image, given["pull"])
