@@ -83,12 +83,23 @@ class Loop:
         self._running = True
         self._reap(READABLE)
         while self._running:
-            for fd, events in self._epoll.poll(self._timeout()):
-                call = self._calls.get(fd)  # an earlier callback of this round may have forgotten it
-                if call is not None:
-                    call(events)
-            if self._timers:
-                self._fire()
+            self.run_once()
+
+    def run_once(self) -> None:
+        """Wait for something, and call back what is ready."""
+        for fd, events in self._epoll.poll(self._timeout()):
+            call = self._calls.get(fd)  # an earlier callback of this round may have forgotten it
+            if call is not None:
+                call(events)
+        if self._timers:
+            self._fire()
+
+    def close(self) -> None:
+        """Let go of the descriptors and the signal; what is watched stays its owner's to close."""
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        os.close(_signal.set_wakeup_fd(-1))
+        os.close(self._wake)
+        self._epoll.close()
 
     def stop(self) -> None:
         """Return from :meth:`run` after the present round."""

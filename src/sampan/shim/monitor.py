@@ -8,19 +8,19 @@ its socket at any time. A stand-alone container is a pod of one.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
-import gc
 import os
 import sys
 
 from sampan import __version__
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, TimedOut, WrongState
 from sampan.linux import process
+from sampan.shim import sockets
 from sampan.shim.container import Container, Settings
 from sampan.shim.exits import write_document
 from sampan.shim.journal import Journal
 from sampan.shim.loop import Loop
 from sampan.shim.service import Service
-from sampan.wire import crilog
+from sampan.wire import crilog, frames
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,25 +69,22 @@ class Options:
         raise InvalidInput(f"{kind!r} is neither native nor external", field="handler.type")
 
 
-def main(pod_id: str, directory: str, listener: _socket.socket, options: dict[str, Any]) -> None:
+def main(pod_id: str, directory: str, listener: _socket.socket, options: Options) -> None:
     """Be the monitor of a pod until it is told to shut down.
 
     Args:
         pod_id: Its id.
         directory: Its folder.
         listener: The control socket, listening.
-        options: See :class:`Options`.
+        options: How it works.
     """
-    process.set_name("sampan-monitor")
     process.become_subreaper()
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 2)
     os.close(null)
     sys.excepthook = lambda kind, error, trace: _leave_trace(directory, error)  # noqa: ARG005
     _signal.signal(_signal.SIGHUP, _signal.SIG_IGN)
-    gc.enable()
-    monitor = Monitor(pod_id, directory, listener, Options(options))
-    monitor.run()
+    Monitor(pod_id, directory, listener, options).run()
 
 
 def _leave_trace(directory: str, error: BaseException) -> None:
@@ -143,6 +140,16 @@ class Monitor:
         """Serve until told to shut down."""
         write_document(f"{self._directory}/{DOCUMENT_NAME}", {"pid": os.getpid(), "start_time": _start_time()})
         self._loop.run()
+
+    def rehearse(self, service_side: _socket.socket, client_side: _socket.socket) -> None:
+        """Answer a few questions that ``client_side`` asks, then let go of everything; for the zygote."""
+        self._service.adopt(service_side)
+        for number, body in enumerate(({"op": "info"}, {"op": "start", "id": ""}, {"op": "wait", "id": ""})):
+            sockets.send(client_side, frames.encode(frames.REQUEST, number, body))
+            self._loop.run_once()
+            client_side.recv(sockets.READ_SIZE)
+        self._service.close()
+        self._loop.close()
 
     @property
     def _handler(self) -> Handler:

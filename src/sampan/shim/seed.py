@@ -16,15 +16,15 @@ import gc
 import os
 import sys
 
-from sampan.errors import InvalidInput, SampanError
+from sampan.errors import InvalidInput, SampanError, StageFailed
 from sampan.linux import process
 from sampan.shim import monitor, sockets
 from sampan.shim.interpreter import SOCKET_FD
-from sampan.wire import frames, jsontext
+from sampan.wire import crilog, frames, jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, NoReturn
 
 #: What a monitor may come to need; imported once here, shared by all.
@@ -36,102 +36,150 @@ PRELOADED = (
 )
 
 
-def main() -> NoReturn:
-    """Serve the socket that the maker left as descriptor 3, until the maker hangs up."""
+#: Times that the rehearsal is played: more than after which CPython 3.11 stops rewriting a function (8).
+_REHEARSALS = 12
+
+
+def main(paths: Sequence[str]) -> NoReturn:
+    """Serve the socket that the maker left as descriptor 3, until the maker hangs up.
+
+    Args:
+        paths: Where workers find the dependencies; monitors have none.
+    """
     process.close_range(SOCKET_FD + 1)
-    process.set_name("sampan-zygote")
     process.prctl(process.PR_SET_DUMPABLE, 0)
     os.chdir("/")
     os.umask(0o022)
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
-    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
+    sys.path.extend(paths)
     for name in PRELOADED:
         try:
             __import__(name)
         except ImportError:
             pass  # a handler that is asked for by a pod, and can't be imported, is that pod's error
+    process.set_name("sampan-monitor")  # inherited: the children need not make the call
+    rehearse()
+    process.set_name("sampan-zygote")
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
     gc.disable()
     gc.collect()
     gc.freeze()
-    connection = _socket.socket(fileno=SOCKET_FD)
-    decoder = frames.Decoder()
+    _serve(_socket.socket(fileno=SOCKET_FD))
+
+
+def rehearse() -> None:
+    """Do a few times what every monitor does.
+
+    The interpreter writes to code that it runs for the first times (it specialises it), and to its caches. What is
+    written before the fork stays shared between all monitors; what is written after it costs each of them a page.
+    """
+    for _ in range(_REHEARSALS):
+        listener, ours = sockets.pair()
+        service_side, client_side = sockets.pair()
+        played = monitor.Monitor("", "/", listener, monitor.Options({}))
+        played.rehearse(service_side, client_side)
+        ours.close()
+        client_side.close()
+    encoder = crilog.Encoder("stdout")
+    for number in range(_REHEARSALS):
+        encoder.feed(b"a line\nand the beginning of", crilog.timestamp(number))
+        encoder.feed(b" another\n", crilog.timestamp(number))
+
+
+def _serve(connection: _socket.socket) -> NoReturn:
+    """Fork for each request; the child reads it.
+
+    Each page that is written here between two forks becomes one that the older children have to themselves, so the
+    loop does as little as can be done.
+    """
     while True:
         try:
-            data, descriptors = sockets.receive(connection)
+            data, descriptors = sockets.receive(connection, sockets.PACKET_SIZE + frames.HEADER_SIZE)
         except ConnectionError:
             os._exit(0)
         if not data:
             os._exit(0)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            _refuse(connection, data, error)
+            pid = -1
+        if pid == 0:
+            _child(connection, data, descriptors)
+        for fd in descriptors:
+            os.close(fd)
+
+
+def _refuse(connection: _socket.socket, data: bytes, error: OSError) -> None:
+    decoder = frames.Decoder()
+    decoder.feed(data)
+    number = int.from_bytes(data[4:8], "little")
+    failure = StageFailed("fork the zygote", error)
+    sockets.send(connection, frames.encode(frames.ERROR, number, frames.describe_error(failure)))
+
+
+def _child(connection: _socket.socket, data: bytes, descriptors: list[int]) -> NoReturn:
+    """Be what the request asks for; nothing of the zygote's loop may go on in a child."""
+    status = 1
+    try:
+        os.setsid()
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        gc.enable()
+        decoder = frames.Decoder()
         decoder.feed(data, descriptors)
-        while (frame := decoder.next()) is not None:
-            _serve(connection, frame)
+        frame = decoder.next()
+        if frame is not None:
+            _become(connection, frame)
+        status = 0
+    except BaseException as error:  # noqa: BLE001
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        os._exit(status)
 
 
-def _serve(connection: _socket.socket, frame: frames.Frame) -> None:
-    passed: tuple[int, ...] = ()
+def _become(connection: _socket.socket, frame: frames.Frame) -> None:
+    body: Callable[[], None] | None = None
+    passed: list[int] = []
     try:
-        kind = frames.REPLY
-        body, passed = _OPERATIONS[str(frame.body.get("op"))](connection, frame)
+        body = _OPERATIONS[str(frame.body.get("op"))](frame)
+        if frame.body["op"] == "fork_worker":
+            passed.append(process.pidfd_open(os.getpid()))
+        answer = frames.encode(frames.REPLY, frame.request, {"pid": os.getpid()}, len(passed))
     except (SampanError, OSError, KeyError) as error:
-        kind = frames.ERROR
-        body = frames.describe_error(error)
-    sockets.close_all(frame.descriptors)
+        answer = frames.encode(frames.ERROR, frame.request, frames.describe_error(error))
     try:
-        sockets.send(connection, frames.encode(kind, frame.request, body, len(passed)), passed)
+        sockets.send(connection, answer, passed)
     except ConnectionError:
-        pass  # the next receive sees the end
+        return  # whoever asked is gone: nobody would ever know of us
+    connection.close()
     sockets.close_all(passed)
+    if body is not None:
+        body()
 
 
-def _set_paths(_: _socket.socket, frame: frames.Frame) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """Where workers find the dependencies; monitors have none."""
-    sys.path.extend(str(path) for path in frame.body["paths"] if path not in sys.path)
-    return {}, ()
-
-
-def _fork_monitor(connection: _socket.socket, frame: frames.Frame) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """Fork the monitor of a pod; its socket listens before the fork, so a caller can connect on our reply."""
-    directory = str(frame.body["directory"])
+def _monitor(frame: frames.Frame) -> Callable[[], None]:
+    """The monitor of a pod; its socket listens before the reply, so a caller can connect at once."""
+    pod_id, directory = str(frame.body["pod_id"]), str(frame.body["directory"])
+    options = monitor.Options(frame.body.get("options") or {})
     os.makedirs(directory, 0o711, exist_ok=True)
     listener = sockets.listen(f"{directory}/{monitor.SOCKET_NAME}")
-    try:
-        pid = os.fork()
-    except OSError:
-        os.unlink(f"{directory}/{monitor.SOCKET_NAME}")
-        listener.close()
-        raise
-    if pid == 0:
-        connection.close()
-        _in_child(lambda: monitor.main(str(frame.body["pod_id"]), directory, listener, frame.body.get("options") or {}))
-    listener.close()
-    return {"pid": pid}, ()
+    return lambda: monitor.main(pod_id, directory, listener, options)
 
 
-def _fork_worker(connection: _socket.socket, frame: frames.Frame) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """Fork a process for one function; the first descriptor is where its result is to be written."""
+def _worker(frame: frames.Frame) -> Callable[[], None]:
+    """A process for one function; the first descriptor is where its result is to be written."""
     if not frame.descriptors:
         raise InvalidInput("a worker needs a descriptor for its result", field="descriptors")
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        connection.close()
-        _in_child(lambda: _work(parent, frame))
-    try:
-        return {"pid": pid}, (process.pidfd_open(pid),)
-    except ProcessLookupError:
-        return {"pid": pid}, ()  # it has ended already, and been reaped
-
-
-def _work(parent: int, frame: frames.Frame) -> None:
+    function, argument = str(frame.body["function"]), frame.body["argument"]
+    result, *descriptors = frame.descriptors
     process.set_name("sampan-worker")
     process.prctl(process.PR_SET_PDEATHSIG, _signal.SIGKILL)
-    if os.getppid() != parent:
-        return
-    gc.enable()
-    result, *descriptors = frame.descriptors
+    return lambda: _work(function, argument, descriptors, result)
+
+
+def _work(function: str, argument: object, descriptors: list[int], result: int) -> None:
     try:
-        body: dict[str, Any] = {"result": _function(str(frame.body["function"]))(frame.body["argument"], descriptors)}
-        text = jsontext.dumps(body)
+        text = jsontext.dumps({"result": _function(function)(argument, descriptors)})
     except BaseException as error:  # noqa: BLE001
         text = jsontext.dumps({"error": frames.describe_error(error)})
     view = memoryview(text.encode())
@@ -149,18 +197,4 @@ def _function(name: str) -> Callable[[Any, list[int]], object]:
     return found
 
 
-def _in_child(body: Callable[[], None]) -> NoReturn:
-    """Run ``body`` in a session of its own and end; nothing of the zygote's loop may go on in a child."""
-    status = 1
-    try:
-        os.setsid()
-        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-        body()
-        status = 0
-    except BaseException as error:  # noqa: BLE001
-        sys.excepthook(type(error), error, error.__traceback__)
-    finally:
-        os._exit(status)
-
-
-_OPERATIONS = {"set_paths": _set_paths, "fork_monitor": _fork_monitor, "fork_worker": _fork_worker}
+_OPERATIONS = {"fork_monitor": _monitor, "fork_worker": _worker}

@@ -229,6 +229,16 @@ class Service:
         listener.setblocking(False)
         loop.watch(listener.fileno(), events.READABLE, self._accept)
 
+    def adopt(self, sock: _socket.socket) -> None:
+        """Serve a client that is connected already."""
+        self.connections.add(Connection(self, sock))
+
+    def close(self) -> None:
+        """Hang up on everybody."""
+        self.stop_listening()
+        for connection in tuple(self.connections):
+            connection.close()
+
     def stop_listening(self) -> None:
         """Take no more clients; a second call does nothing."""
         if self._listener.fileno() >= 0:
@@ -264,4 +274,4 @@ class Service:
         if sockets.peer_uid(sock) not in (0, os.geteuid()):
             sock.close()
             return
-        self.connections.add(Connection(self, sock))
+        self.adopt(sock)

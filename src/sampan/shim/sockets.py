@@ -8,7 +8,7 @@ from __future__ import annotations
 import _socket
 import os
 
-from sampan.errors import Unavailable
+from sampan.errors import Exhausted, Unavailable
 from sampan.wire import frames
 
 TYPE_CHECKING = False
@@ -20,11 +20,18 @@ _INTS = 4  # size of a descriptor in SCM_RIGHTS
 _SPACE = _socket.CMSG_SPACE(_INTS * frames.MAX_DESCRIPTORS)
 _STREAM = _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC
 READ_SIZE = 65536
+#: Fits the kernel's default socket buffer (net.core.wmem_default).
+PACKET_SIZE = 160 * 1024
 
 
 def pair() -> tuple[_socket.socket, _socket.socket]:
     """Two connected stream sockets, close-on-exec."""
     return _socket.socketpair(_socket.AF_UNIX, _STREAM, 0)
+
+
+def packet_pair() -> tuple[_socket.socket, _socket.socket]:
+    """Two connected sockets that keep a message in one piece, of at most :data:`PACKET_SIZE` bytes; close-on-exec."""
+    return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
 
 
 class _Folder:
@@ -93,13 +100,13 @@ def rights(descriptors: Sequence[int]) -> list[tuple[int, int, bytes]]:
     return [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)]
 
 
-def receive(connection: _socket.socket) -> tuple[bytes, list[int]]:
+def receive(connection: _socket.socket, size: int = READ_SIZE) -> tuple[bytes, list[int]]:
     """What one recvmsg(2) gives; no bytes at the end of the stream. The descriptors are close-on-exec.
 
     Raises:
         FrameError: More descriptors came than the kernel could hand over.
     """
-    data, control, flags, _ = connection.recvmsg(READ_SIZE, _SPACE, _socket.MSG_CMSG_CLOEXEC)
+    data, control, flags, _ = connection.recvmsg(size, _SPACE, _socket.MSG_CMSG_CLOEXEC)
     descriptors: list[int] = []
     for level, kind, packed in control:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
@@ -128,12 +135,14 @@ class Channel:
     Args:
         connection: Becomes the channel's.
         name: What the peer is called in errors.
+        limit: Bytes that a request may have.
     """
 
-    def __init__(self, connection: _socket.socket, name: str) -> None:
+    def __init__(self, connection: _socket.socket, name: str, limit: int = frames.MAX_BODY) -> None:
         self._connection = connection
         self._decoder = frames.Decoder()
         self._name = name
+        self._limit = limit
         self._last = 0
         #: Whether each request has been answered.
         self.settled = True
@@ -146,6 +155,8 @@ class Channel:
         """Send a request; returns its id."""
         self._last = (self._last + 1) & 0xFFFFFFFF
         data = frames.encode(frames.REQUEST, self._last, body, len(descriptors))
+        if len(data) > self._limit + frames.HEADER_SIZE:
+            raise Exhausted(f"a request of {len(data)} bytes to {self._name} exceeds the limit of {self._limit}")
         self.settled = False
         try:
             send(self._connection, data, descriptors)

@@ -188,19 +188,15 @@ class Zygote:
                 raise Unavailable(f"the zygote did not answer and was started anew: {error}") from None
 
     def _start(self) -> None:
-        ours, its = sockets.pair()
+        ours, its = sockets.packet_pair()
         try:
-            self._pid = interpreter.spawn(_SCRIPT, (), its.fileno())
+            self._pid = interpreter.spawn(_SCRIPT, _dependency_paths(), its.fileno())
         except BaseException:
             ours.close()
             raise
         finally:
             its.close()
-        self._channel = sockets.Channel(ours, "the zygote")
-        try:
-            self._channel.request({"op": "set_paths", "paths": _dependency_paths()})
-        except Unavailable:
-            pass  # the first request says so
+        self._channel = sockets.Channel(ours, "the zygote", sockets.PACKET_SIZE)
 
     def _stop(self) -> None:
         if self._channel is not None:
