@@ -203,6 +203,9 @@ class Creation:
         made.seccomp = filter_
         assert self._plan is not None
         made.user_namespace = self._plan.has("user")
+        made.direct = bool((self.config.get("hooks") or {}).get("startContainer"))
+        # Made here and not by the init, so that the next container finds it.
+        program.trampoline(made)
         return made
 
     def _fifo(self, name: str) -> int:

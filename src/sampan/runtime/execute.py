@@ -14,7 +14,7 @@ from sampan.errors import StageFailed, WrongState
 from sampan.linux import namespaces as ns
 from sampan.linux.process import clone3, pidfd_open
 from sampan.runtime import channel as talk
-from sampan.runtime import console, program, scheduling, stage2, trace
+from sampan.runtime import console, program, scheduling, trace
 from sampan.runtime.channel import Channel
 from sampan.runtime.create import set_oom_score
 from sampan.runtime.handler import Created
@@ -100,7 +100,7 @@ class _Execution:
             made.seccomp = compile_filter(section, cache=self._options.seccomp_cache)
         kinds = {one["type"] for one in linux.get("namespaces") or []}
         made.user_namespace = "user" in kinds
-        stage2.program()
+        program.trampoline(made)
         self._launch = launch = Launch(ours)
         self._answer(launch)
         try:
@@ -162,10 +162,12 @@ class _Execution:
                 os.setresgid(0, 0, 0)
                 os.setresuid(0, 0, 0)
             root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            keep = [made.channel.fd, root, stage2.program()]
+            keep = [made.channel.fd, root, program.trampoline(made)]
             program.close_others([*keep, *range(3, 3 + made.preserve_fds)])
             if self._process.get("terminal"):
                 program.open_terminal(made, root, console=False)
+            else:
+                program.reopen_null(root)
             program.become(made, root)
         except BaseException as error:  # noqa: BLE001 -- whatever it is, the runtime must hear of it
             made.channel.fail(error)

@@ -7,7 +7,7 @@ import os
 from sampan.linux import interface, keyring, scheduling
 from sampan.linux.namespaces import CLONE_NEWCGROUP, unshare
 from sampan.linux.syscall import fail, libc
-from sampan.runtime import devices, hooks, namespaces, stage2, sysctl, trace
+from sampan.runtime import devices, hooks, namespaces, sysctl, trace
 from sampan.runtime import program as programs
 from sampan.runtime.channel import ENVIRONMENT, MAP
 from sampan.runtime.rootfs import Rootfs
@@ -153,13 +153,14 @@ def _file_system(work: InitWork, linux: Linux) -> int:
     _run_hooks(work)
     if program.process.get("terminal"):
         programs.open_terminal(program, rootfs.fd, console=True)
+    else:
+        programs.reopen_null(rootfs.fd)
     if config["root"].get("readonly"):
         rootfs.make_root_readonly()
     rootfs.make_readonly(linux.get("readonlyPaths") or [])
     rootfs.mask(linux.get("maskedPaths") or [])
     trace.step("close descriptors")
-    stage2.program()
-    keep = [program.channel.fd, rootfs.fd, program.fifo, program.report, stage2.program()]
+    keep = [program.channel.fd, rootfs.fd, program.fifo, program.report, programs.trampoline(program)]
     programs.close_others([*keep, *range(3, 3 + program.preserve_fds)])
     programs.forbid_imports()
     rootfs.pivot()

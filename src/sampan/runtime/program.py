@@ -43,12 +43,14 @@ class Program:
         preserve_fds: So many descriptors from 3 on are the program's too.
         seccomp: The compiled filter, or None.
         user_namespace: Whether limits must be set by the runtime, which has rights outside.
+        direct: The program must be executed by this very process: startContainer hooks come between.
         before_exec: Called when the program may run, just before it is executed: startContainer hooks.
     """
 
     __slots__ = (
         "before_exec",
         "channel",
+        "direct",
         "fifo",
         "preserve_fds",
         "process",
@@ -67,6 +69,7 @@ class Program:
         self.preserve_fds = 0
         self.seccomp: Filter | None = None
         self.user_namespace = False
+        self.direct = False
         self.before_exec: list[Callable[[], None]] = []
 
 
@@ -137,6 +140,28 @@ def open_terminal(program: Program, root: int, *, console: bool) -> None:
     pty.set_controlling(0)
 
 
+def reopen_null(root: int) -> None:
+    """Where a standard stream is the host's /dev/null, make it the container's: a descriptor leads to its mount."""
+    null = os.makedev(1, 3)
+    streams = [fd for fd in range(3) if _is_device(fd, null)]
+    if not streams:
+        return
+    trace.step("reopen /dev/null", "/dev/null")
+    try:
+        fd = open_in_root(root, "/dev/null", os.O_RDWR | os.O_NOCTTY)
+    except OSError:  # a container without one keeps the host's
+        return
+    if _is_device(fd, null):
+        for stream in streams:
+            os.dup2(fd, stream)
+    os.close(fd)
+
+
+def _is_device(fd: int, number: int) -> bool:
+    status = os.fstat(fd)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == number
+
+
 def become(program: Program, root: int) -> None:
     """Take on the limits, the user, the rights and the filter, and execute the program. Does not return.
 
@@ -145,18 +170,15 @@ def become(program: Program, root: int) -> None:
         root: The container's root, which the process is already in.
     """
     process = program.process
-    channel = program.channel
     _limit(program)
     scheduling.apply(process)
     labels.apply(process)
     environment = _environment(process, root)
     if process.get("noNewPrivileges"):
         credentials.set_no_new_privileges()
-        late = program.seccomp
     else:
         # Without no_new_privs a filter needs CAP_SYS_ADMIN, which is about to go.
         _load_filter(program)
-        late = None
     _own_streams(process)
     user = process.get("user") or {}
     os.umask(user.get("umask", 0o022))
@@ -170,10 +192,7 @@ def become(program: Program, root: int) -> None:
     if not os.getcwd().startswith("/"):
         raise OSError(2, "the working directory is outside the container", cwd)
     path = find_program(process)
-    if late is not None:
-        _load_filter(program)
     _execute(program, path, environment)
-    channel.close()
 
 
 def _limit(program: Program) -> None:
@@ -320,23 +339,38 @@ def _check_executable(path: str) -> None:
         raise PermissionError(13, "not executable", path)
 
 
+def trampoline(program: Program) -> int:
+    """The trampoline that fits, made before it is needed; -1 where the process must be executed from here."""
+    process = program.process
+    if program.direct or not stage2.available() or labels.on_exec(process):
+        return -1
+    chosen = program.seccomp
+    if chosen is None or chosen.notify or not process.get("noNewPrivileges"):
+        return stage2.program()
+    return stage2.program(chosen.bpf, chosen.flags)
+
+
 def _execute(program: Program, path: str, environment: list[str]) -> None:
     channel = program.channel
+    fd = trampoline(program)
+    late = program.process.get("noNewPrivileges") and program.seccomp is not None
+    if late and (fd < 0 or program.seccomp is not None and program.seccomp.notify):
+        _load_filter(program)
     trace.step(f"execute {path!r}")
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
     _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
     lowest = 3 + program.preserve_fds
-    argv = program.process["args"]
     if trace.enabled():
         channel.send(TRACE, trace.take())
     channel.send(READY)
     prctl(PR_SET_PDEATHSIG, 0)
-    if not program.before_exec and stage2.available() and not labels.on_exec(program.process):
-        fifo, report = (
-            fcntl.fcntl(fd, fcntl.F_DUPFD, lowest) if fd >= 0 else -1 for fd in (program.fifo, program.report)
-        )
-        stage2.execute(stage2.program(), stage2.arguments(path, argv, fifo=fifo, report=report), environment)
-    _execute_directly(program, path, environment)
+    if fd < 0:
+        _execute_directly(program, path, environment)
+    fifo, report = (
+        fcntl.fcntl(one, fcntl.F_DUPFD, lowest) if one >= 0 else -1 for one in (program.fifo, program.report)
+    )
+    argv = stage2.arguments(path, program.process["args"], fifo=fifo, report=report)
+    stage2.execute(fd, argv, environment)
 
 
 def _execute_directly(program: Program, path: str, environment: list[str]) -> None:

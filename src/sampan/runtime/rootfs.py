@@ -193,9 +193,12 @@ class Rootfs:
             m.move_mount(self.fd, "", m.AT_FDCWD, "/", m.MOVE_MOUNT_F_EMPTY_PATH)
             os.chroot(".")
         else:
+            old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             # pivot_root(".", ".") stacks the old root over the new one; pivot_root(2) documents the idiom.
             m.pivot_root(".", ".")
-            # Nothing below may travel back to the host while it is taken away.
+            os.fchdir(old)
+            os.close(old)
+            # Its going away must not travel back to the host.
             m.mount(None, ".", None, m.MS_SLAVE | m.MS_REC)
             m.umount(".", m.MNT_DETACH)
         os.chdir("/")

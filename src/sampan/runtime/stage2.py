@@ -12,6 +12,9 @@ are two characters: ``"0" + n`` for descriptor n, ``"/"`` for none. The first is
 delivers one byte when the program may run; the second takes four bytes, the errno, if execve(2) fails. Both are
 made close-on-exec, so that who reads the second sees its end when the program runs.
 
+A seccomp filter, where the process has no_new_privs, is part of the program and loaded right before execve(2): so
+what a profile must allow for the runtime's own sake is execve(2) alone.
+
 It exits with 127 if the program does not exist and with 126 if it can't be executed for another reason, as shells do.
 """
 
@@ -23,9 +26,13 @@ import os
 from sampan.linux.process import sealed_memfd
 from sampan.linux.syscall import X86_64, fail, libc
 
-# The program, x86-64, position independent. Registers kept: rbx = argv, r12 = fifo, r13 = report.
+_BASE = 0x400000
+#: Length of the headers: the program starts behind them.
+_ENTRY = 64 + 2 * 56
+
+# The program, x86-64. Registers kept: rbx = argv, r12 = fifo, r13 = report, r14 = envp.
 # ruff: noqa: ERA001 -- the comments are the program
-_CODE = bytes.fromhex(
+_WAIT = bytes.fromhex(
     # _start: the kernel leaves argc at [rsp], argv from [rsp+8], then a null, then envp
     "4c8b2424"      # mov r12, [rsp]            argc
     "488d5c2408"    # lea rbx, [rsp+8]          argv
@@ -58,13 +65,31 @@ _CODE = bytes.fromhex(
     "6a015a"        # push 1; pop rdx
     "6a4858"        # push 72; pop rax
     "0f05"          # syscall
-    # no_report: execve(argv[0], argv + 2, envp)
+)  # fmt: skip
+# no_report: only in a program with a filter:
+
+
+def _load_filter(flags: int, program: int) -> bytes:
+    return bytes.fromhex(
+        # seccomp(SECCOMP_SET_MODE_FILTER, flags, &program)
+        "6a015f"                                            # push 1; pop rdi
+        f"be{flags.to_bytes(4, 'little').hex()}"            # mov esi, flags
+        f"ba{program.to_bytes(4, 'little').hex()}"          # mov edx, program
+        "b83d010000"                                        # mov eax, 317
+        "0f05"                                              # syscall
+        "85c0"                                              # test eax, eax
+        "750f"                                              # jnz failed
+    )  # fmt: skip
+
+
+_EXECUTE = bytes.fromhex(
+    # execve(argv[0], argv + 2, envp)
     "488b3b"        # mov rdi, [rbx]
     "488d7310"      # lea rsi, [rbx+16]
     "4c89f2"        # mov rdx, r14
     "6a3b58"        # push 59; pop rax
     "0f05"          # syscall
-    # It failed. write(report, &errno, 4); on descriptor -1 that does nothing
+    # failed: write(report, &errno, 4); on descriptor -1 that does nothing
     "f7d8"          # neg eax
     "50"            # push rax
     "89c3"          # mov ebx, eax
@@ -83,27 +108,38 @@ _CODE = bytes.fromhex(
 )  # fmt: skip
 
 
-def elf(code: bytes, name: bytes = b"") -> bytes:
+def elf(code: bytes) -> bytes:
     """A static x86-64 executable of ``code``: ELF header, one loadable segment, a stack that is not executable."""
-    size = 64 + 2 * 56 + len(code) + len(name)
-    base = 0x400000
+    size = _ENTRY + len(code)
 
     def words(*pairs: tuple[int, int]) -> bytes:
         return b"".join(value.to_bytes(width, "little") for value, width in pairs)
 
     header = b"\x7fELF\x02\x01\x01" + bytes(9) + words(
         (2, 2), (62, 2), (1, 4),         # ET_EXEC, EM_X86_64, EV_CURRENT
-        (base + 64 + 2 * 56, 8),         # entry
+        (_BASE + _ENTRY, 8),             # entry
         (64, 8), (0, 8), (0, 4),         # program headers, no sections, flags
         (64, 2), (56, 2), (2, 2),        # sizes and count
         (0, 2), (0, 2), (0, 2),
     )  # fmt: skip
-    load = words((1, 4), (5, 4), (0, 8), (base, 8), (base, 8), (size, 8), (size, 8), (0x1000, 8))  # PT_LOAD, r-x
+    load = words((1, 4), (5, 4), (0, 8), (_BASE, 8), (_BASE, 8), (size, 8), (size, 8), (0x1000, 8))  # PT_LOAD, r-x
     stack = words((0x6474E551, 4), (6, 4), (0, 8), (0, 8), (0, 8), (0, 8), (0, 8), (16, 8))  # PT_GNU_STACK, rw-
-    return header + load + stack + code + name
+    return header + load + stack + code
 
 
-_memfd = -1
+def build(bpf: bytes = b"", flags: int = 0) -> bytes:
+    """The trampoline as an executable file; with a seccomp filter, one that loads it just before it executes."""
+    if not bpf:
+        return elf(_WAIT + _EXECUTE)
+    code = len(_WAIT) + len(_load_filter(0, 0)) + len(_EXECUTE)
+    # struct sock_fprog { unsigned short len; struct sock_filter *filter; } and behind it the filter
+    program = _BASE + _ENTRY + code
+    header = (len(bpf) // 8).to_bytes(8, "little") + (program + 16).to_bytes(8, "little")
+    return elf(_WAIT + _load_filter(flags, program) + _EXECUTE + header + bpf)
+
+
+_memfds: dict[tuple[bytes, int], int] = {}
+_MOST_KEPT = 16
 
 
 def available() -> bool:
@@ -111,12 +147,15 @@ def available() -> bool:
     return X86_64
 
 
-def program() -> int:
-    """The trampoline as a sealed memory file, made once; close-on-exec, shared by every container."""
-    global _memfd
-    if _memfd < 0:
-        _memfd = sealed_memfd("sampan-init", elf(_CODE), executable=True)
-    return _memfd
+def program(bpf: bytes = b"", flags: int = 0) -> int:
+    """The trampoline as a sealed memory file, made once for each filter; close-on-exec, shared by containers."""
+    key = (bpf, flags)
+    fd = _memfds.get(key, -1)
+    if fd < 0:
+        while len(_memfds) >= _MOST_KEPT:
+            os.close(_memfds.pop(next(iter(_memfds))))
+        fd = _memfds[key] = sealed_memfd("sampan-init", build(bpf, flags), executable=True)
+    return fd
 
 
 def arguments(path: str, argv: list[str], *, fifo: int = -1, report: int = -1) -> list[str]:

@@ -1,0 +1,249 @@
+"""The container's mounts, devices and paths as the kernel shows them from inside."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runtime_bundle import Box
+
+from sampan.errors import StageFailed
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    made = Box(tmp_path)
+    yield made
+    made.discard()
+
+
+def _mount(box: Box, destination: str, source: Path | str, *options: str, fstype: str = "bind") -> None:
+    box.config["mounts"].append(
+        {"destination": destination, "source": str(source), "type": fstype, "options": list(options)}
+    )
+
+
+def _options_of(box: Box, destination: str) -> list[str]:
+    return box.sh(f"grep ' {destination} ' /proc/self/mounts | tail -n 1 | cut -d' ' -f4").split(",")
+
+
+def test_default_devices_and_links(box: Box) -> None:
+    said = box.sh(
+        "for d in null zero full random urandom tty; do stat -c '%F %t:%T %a' /dev/$d; done;"
+        "for l in fd stdin stdout stderr ptmx; do readlink /dev/$l; done"
+    ).split("\n")
+    assert said == [
+        "character special file 1:3 666",
+        "character special file 1:5 666",
+        "character special file 1:7 666",
+        "character special file 1:8 666",
+        "character special file 1:9 666",
+        "character special file 5:0 666",
+        "/proc/self/fd",
+        "/proc/self/fd/0",
+        "/proc/self/fd/1",
+        "/proc/self/fd/2",
+        "pts/ptmx",
+    ]
+
+
+def test_extra_devices(box: Box) -> None:
+    box.linux["devices"] = [
+        {"type": "c", "path": "/dev/mine", "major": 1, "minor": 3, "fileMode": 0o620, "uid": 5, "gid": 6},
+        {"type": "p", "path": "/dev/deep/pipe"},
+        {"type": "b", "path": "/dev/disk", "major": 7, "minor": 200},
+    ]
+    assert box.sh("stat -c '%F %t:%T %a %u:%g' /dev/mine; stat -c %F /dev/deep/pipe; stat -c '%F %t:%T' /dev/disk") == (
+        "character special file 1:3 620 5:6\nfifo\nblock special file 7:c8"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "present"),
+    [
+        (["ro"], ["ro"]),
+        (["ro", "rw"], ["rw"]),
+        (["nosuid", "nodev", "noexec"], ["nosuid", "nodev", "noexec"]),
+        (["noatime"], ["noatime"]),
+        (["nodiratime"], ["nodiratime"]),
+        (["nosymfollow"], ["nosymfollow"]),
+        (["rro"], ["ro"]),
+        (["rnosuid", "suid"], ["nosuid"]),
+    ],
+)
+def test_bind_options(box: Box, tmp_path: Path, options: list[str], present: list[str]) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    _mount(box, "/data", source, "bind", *options)
+    found = _options_of(box, "/data")
+    assert set(present) <= set(found)
+
+
+def test_recursive_attributes_reach_submounts(box: Box, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "sub", str(source / "sub")], check=True)
+    try:
+        _mount(box, "/plain", source, "rbind", "ro")
+        _mount(box, "/deep", source, "rbind", "rro")
+        _mount(box, "/flat", source, "bind", "ro")
+        assert (
+            box.sh(
+                "touch /plain/sub/a; ! touch /plain/b 2>/dev/null; ! touch /deep/sub/c 2>/dev/null; ls /flat/sub | wc -l"
+            )
+            == "0"
+        )
+    finally:
+        subprocess.run(["umount", str(source / "sub")], check=True)
+
+
+def test_a_file_is_bound_over_a_file_made_for_it(box: Box, tmp_path: Path) -> None:
+    source = tmp_path / "file"
+    source.write_text("content")
+    _mount(box, "/etc/deep/down/file", source, "bind", "ro")
+    assert box.sh("cat /etc/deep/down/file") == "content"
+
+
+def test_destinations_may_be_symlinks_inside_the_root(box: Box, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "here").touch()
+    (box.rootfs / "var").mkdir()
+    (box.rootfs / "var" / "run").symlink_to("/run")
+    (box.rootfs / "up").symlink_to("../../../../elsewhere")
+    _mount(box, "/var/run/secrets", source, "bind")
+    _mount(box, "/up/there", source, "bind")
+    assert box.sh("ls /run/secrets /elsewhere/there").split() == ["/elsewhere/there:", "here", "/run/secrets:", "here"]
+    assert (box.rootfs / "run" / "secrets").is_dir()
+
+
+def test_tmpfs_takes_the_mode_and_copies_up(box: Box) -> None:
+    (box.rootfs / "spool" / "in").mkdir(parents=True)
+    (box.rootfs / "spool" / "in" / "a").write_text("one")
+    (box.rootfs / "spool" / "link").symlink_to("in/a")
+    os.chown(box.rootfs / "spool" / "in" / "a", 12, 34)
+    (box.rootfs / "spool").chmod(0o1777)
+    _mount(box, "/spool", "tmpfs", "tmpcopyup", "size=1m", fstype="tmpfs")
+    assert box.sh("stat -c %a /spool; cat /spool/link; echo; stat -c %u:%g /spool/in/a; touch /spool/new") == (
+        "1777\none\n12:34"
+    )
+    assert not (box.rootfs / "spool" / "new").exists()
+
+
+def test_masked_and_read_only_paths(box: Box) -> None:
+    (box.rootfs / "etc" / "secret").write_text("secret")
+    (box.rootfs / "etc" / "dir").mkdir()
+    (box.rootfs / "etc" / "dir" / "x").touch()
+    box.linux["maskedPaths"] += ["/etc/secret", "/etc/dir", "/not/there"]
+    box.linux["readonlyPaths"] += ["/etc/passwd"]
+    assert (
+        box.sh(
+            "wc -c < /etc/secret; ls /etc/dir; ! touch /etc/dir/y 2>/dev/null; ! touch /etc/passwd 2>/dev/null;"
+            "! echo 1 2>/dev/null > /proc/sys/kernel/domainname; ls /sys/firmware; touch /etc/new"
+        )
+        == "0"
+    )
+
+
+def test_a_read_only_root(box: Box) -> None:
+    box.config["root"]["readonly"] = True
+    assert box.sh("! touch /x 2>/dev/null; touch /dev/shm/x; echo fine") == "fine"
+
+
+def test_mounts_of_the_host_arrive_only_in_slaves(box: Box, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "top", str(source)], check=True)
+    subprocess.run(["mount", "--make-shared", str(source)], check=True)
+    try:
+        (source / "late").mkdir()
+        _mount(box, "/slave", source, "rbind", "rslave")
+        _mount(box, "/private", source, "rbind", "rprivate")
+        created = box.create("sleep", "100")
+        box.handler.start(box.container_id)
+        subprocess.run(["mount", "-t", "tmpfs", "late", str(source / "late")], check=True)
+        try:
+            ended = box.exec("grep", "-c", "late", "/proc/self/mounts")
+            assert ended.output.strip() == "1"
+            assert "/slave/late" in box.exec("cat", "/proc/self/mounts").output
+        finally:
+            subprocess.run(["umount", str(source / "late")], check=True)
+        box.discard(created)
+    finally:
+        subprocess.run(["umount", str(source)], check=True)
+
+
+def test_shared_root_propagates_to_the_host(box: Box, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "inner").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "top", str(source)], check=True)
+    subprocess.run(["mount", "--make-shared", str(source)], check=True)
+    (source / "inner").mkdir()
+    try:
+        box.linux["rootfsPropagation"] = "rshared"
+        for kind in ("bounding", "effective", "permitted"):
+            box.process["capabilities"][kind].append("CAP_SYS_ADMIN")
+        _mount(box, "/shared", source, "rbind", "rshared")
+        box.sh("mount -t tmpfs inner /shared/inner")
+        with open("/proc/self/mountinfo") as file:
+            table = file.read()
+        assert f" {source}/inner " in table
+        assert f" {box.rootfs}" not in table
+    finally:
+        subprocess.run(["umount", "-R", str(source)], check=True)
+
+
+def test_id_mapped_bind(box: Box, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").touch()
+    os.chown(source / "file", 100000, 100000)
+    mapping = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    # Of an id-mapped mount, containerID is the id on disk... and hostID what it is seen as.
+    inverse = [{"containerID": 100000, "hostID": 0, "size": 65536}]
+    assert mapping
+    box.config["mounts"].append(
+        {
+            "destination": "/data",
+            "source": str(source),
+            "type": "bind",
+            "options": ["bind"],
+            "uidMappings": inverse,
+            "gidMappings": inverse,
+        }
+    )
+    assert box.sh("stat -c %u:%g /data/file") == "0:0"
+
+
+def test_a_missing_source_is_named(box: Box) -> None:
+    _mount(box, "/data", "/no/such/place", "bind")
+    with pytest.raises(StageFailed, match="open mount source at /no/such/place: ENOENT"):
+        box.create("true")
+    assert os.listdir(box.handler.root) == []
+
+
+def test_a_bad_file_system_option_says_what_the_kernel_said(box: Box) -> None:
+    _mount(box, "/data", "tmpfs", "nonsense=1", fstype="tmpfs")
+    with pytest.raises(StageFailed, match=r'mount "tmpfs" at /data: EINVAL: .*nonsense'):
+        box.create("true")
+
+
+def test_cgroup_mount_shows_the_containers_own(box: Box) -> None:
+    box.config["mounts"].append(
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"]}
+    )
+    if os.path.exists("/sys/fs/cgroup/pids"):
+        assert box.sh("cat /sys/fs/cgroup/pids/tasks | head -n 1; grep pids /proc/self/cgroup | cut -d: -f3") == "1\n/"
+    else:
+        assert box.sh("head -n 1 /sys/fs/cgroup/cgroup.procs") == "1"
+
+
+def test_no_pivot_moves_the_root(box: Box) -> None:
+    from sampan.runtime.create import Options
+
+    ended = box.run("ls", "/", options=Options(no_pivot=True))
+    assert "bin" in ended.output.split()
+    assert "boot" not in ended.output.split()

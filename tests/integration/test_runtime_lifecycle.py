@@ -1,0 +1,216 @@
+"""A container's life in our own runtime, from create to delete, on the real kernel."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runtime_bundle import Box
+
+from sampan.errors import AlreadyExists, InvalidInput, NotFound, StageFailed, WrongState
+from sampan.runtime.create import Options
+from sampan.runtime.handler import Stdio
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    made = Box(tmp_path)
+    yield made
+    made.discard()
+
+
+def test_a_container_lives_and_leaves_nothing(box: Box) -> None:
+    created = box.create("sh", "-c", "exit 7")
+    assert box.handler.state(box.container_id)["status"] == "created"
+    assert box.handler.state(box.container_id)["pid"] == created.pid
+    box.handler.start(box.container_id)
+    assert os.waitstatus_to_exitcode(os.waitpid(created.pid, 0)[1]) == 7
+    state = box.handler.state(box.container_id)
+    assert (state["status"], state["pid"]) == ("stopped", 0)
+    group = box.handler.group(box.container_id)
+    box.handler.delete(box.container_id)
+    assert os.listdir(box.handler.root) == []
+    assert not group.exists()
+    with pytest.raises(NotFound):
+        box.handler.state(box.container_id)
+
+
+def test_a_created_container_runs_the_trampoline_not_the_interpreter(box: Box) -> None:
+    created = box.create("sleep", "100")
+    with open(f"/proc/{created.pid}/cmdline", "rb") as file:
+        assert file.read().split(b"\0")[2:4] == [b"sleep", b"100"]
+    assert os.readlink(f"/proc/{created.pid}/exe").startswith("/memfd:sampan-init")
+    open_files = {os.readlink(f"/proc/{created.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{created.pid}/fd")}
+    state = f"{box.handler.root}/{box.container_id}"
+    assert open_files == {"/dev/null", f"{state}/exec.fifo", f"{state}/report.fifo"}
+    with open(f"/proc/{created.pid}/statm", "rb") as file:
+        assert int(file.read().split()[1]) < 16
+    box.discard(created)
+
+
+def test_a_created_container_can_be_deleted_unstarted(box: Box) -> None:
+    created = box.create("true")
+    box.handler.delete(box.container_id)
+    assert os.waitstatus_to_exitcode(os.waitpid(created.pid, 0)[1]) == -signal.SIGKILL
+    assert os.listdir(box.handler.root) == []
+
+
+def test_states_allow_what_they_should(box: Box) -> None:
+    created = box.create("sleep", "100")
+    with pytest.raises(AlreadyExists):
+        box.create("true")
+    assert box.handler.state(box.container_id)["status"] == "created"
+    box.handler.start(box.container_id)
+    assert box.handler.state(box.container_id)["status"] == "running"
+    with pytest.raises(WrongState):
+        box.handler.start(box.container_id)
+    with pytest.raises(WrongState):
+        box.handler.delete(box.container_id)
+    box.handler.pause(box.container_id)
+    assert box.handler.state(box.container_id)["status"] == "paused"
+    with pytest.raises(WrongState):
+        box.exec("true")
+    box.handler.resume(box.container_id)
+    with pytest.raises(WrongState):
+        box.handler.resume(box.container_id)
+    assert box.handler.pids(box.container_id) == [created.pid]
+    box.handler.kill(box.container_id, signal.SIGKILL)
+    os.waitpid(created.pid, 0)
+    with pytest.raises(WrongState):
+        box.handler.kill(box.container_id, signal.SIGKILL)
+    with pytest.raises(WrongState):
+        box.handler.start(box.container_id)
+    box.handler.delete(box.container_id)
+    box.handler.delete(box.container_id, force=True)
+
+
+def test_kill_all_reaches_every_process(box: Box) -> None:
+    box.linux["namespaces"] = [one for one in box.linux["namespaces"] if one["type"] != "pid"]
+    created = box.create("sh", "-c", "sleep 100 & sleep 100 & wait")
+    box.handler.start(box.container_id)
+    box.handler.kill(box.container_id, signal.SIGKILL, all=True)
+    os.waitpid(created.pid, 0)
+    box.handler.delete(box.container_id)
+
+
+def test_a_program_that_is_not_there_fails_the_create(box: Box) -> None:
+    with pytest.raises(StageFailed) as caught:
+        box.create("no-such-program")
+    assert caught.value.errno == 2
+    assert "no-such-program" in str(caught.value)
+    assert os.listdir(box.handler.root) == []
+
+
+def test_a_program_of_a_foreign_format_fails_the_start(box: Box) -> None:
+    (box.rootfs / "bin" / "odd").write_bytes(b"\x7fELF but not really")
+    (box.rootfs / "bin" / "odd").chmod(0o755)
+    created = box.create("odd")
+    with pytest.raises(StageFailed) as caught:
+        box.handler.start(box.container_id)
+    assert caught.value.errno == 8
+    assert os.waitstatus_to_exitcode(os.waitpid(created.pid, 0)[1]) == 126
+
+
+def test_exec_joins_everything(box: Box) -> None:
+    created = box.create("sleep", "100")
+    box.handler.start(box.container_id)
+    ended = box.exec(
+        "sh", "-c", "for n in pid net ipc uts mnt cgroup; do readlink /proc/self/ns/$n; done; cat /proc/1/cmdline"
+    )
+    expected = [os.readlink(f"/proc/{created.pid}/ns/{n}") for n in ("pid", "net", "ipc", "uts", "mnt", "cgroup")]
+    assert ended.output.split("\n")[:6] == expected
+    assert ended.output.endswith("sleep\x00100\x00")
+    with open(f"/proc/{created.pid}/cgroup") as file:
+        groups = file.read()
+    running = box.handler.exec(box.container_id, {**box.process, "args": ["sleep", "100"]}, Stdio())
+    with open(f"/proc/{running.pid}/cgroup") as file:
+        inside = [line for line in file.read().splitlines() if not line.startswith("0::")]
+    assert inside == [line for line in groups.splitlines() if not line.startswith("0::")]
+    assert sorted(box.handler.pids(box.container_id)) == sorted([created.pid, running.pid])
+    assert os.readlink("/proc/self/ns/pid") == os.readlink("/proc/self/ns/pid_for_children")
+    box.handler.kill(box.container_id, signal.SIGKILL)
+    os.waitpid(running.pid, 0)
+    os.waitpid(created.pid, 0)
+    with pytest.raises(WrongState):
+        box.exec("true")
+
+
+def test_exec_of_a_missing_program_leaves_the_container(box: Box) -> None:
+    created = box.create("sleep", "100")
+    box.handler.start(box.container_id)
+    with pytest.raises(StageFailed):
+        box.exec("nothing-here")
+    with pytest.raises(InvalidInput):
+        box.handler.exec(box.container_id, {"args": []}, Stdio())
+    assert box.handler.pids(box.container_id) == [created.pid]
+    box.discard(created)
+
+
+def test_a_terminal_is_of_the_containers_devpts(box: Box) -> None:
+    box.process["terminal"] = True
+    box.process["consoleSize"] = {"height": 33, "width": 99}
+    created = box.create("sh", "-c", "tty; stty size; stat -c %t:%T /dev/console; test -t 0 && echo ok")
+    box.handler.start(box.container_id)
+    output = b""
+    try:
+        while chunk := os.read(created.console, 4096):
+            output += chunk
+    except OSError as error:
+        assert error.errno == 5
+    os.close(created.console)
+    os.waitpid(created.pid, 0)
+    assert output.decode().split("\r\n")[:4] == ["/dev/pts/0", "33 99", "88:0", "ok"]
+
+
+def test_a_terminal_goes_to_the_console_socket(box: Box, tmp_path: Path) -> None:
+    import socket
+
+    box.process["terminal"] = True
+    path = str(tmp_path / "console")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen(1)
+        created = box.create("echo", "hello", options=Options(console_socket=path))
+        assert created.console == -1
+        with listener.accept()[0] as connection:
+            _, fds, _, _ = socket.recv_fds(connection, 100, 1)
+    box.handler.start(box.container_id)
+    assert os.read(fds[0], 100) == b"hello\r\n"
+    os.close(fds[0])
+    os.waitpid(created.pid, 0)
+
+
+def test_preserved_descriptors_reach_the_program(box: Box) -> None:
+    pid = os.fork()
+    if pid == 0:
+        # In a process of its own: descriptor 3 must be free to be taken.
+        try:
+            reader, writer = os.pipe()
+            os.dup2(writer, 3)
+            created = box.create(
+                "sh", "-c", "echo through >&3; ls /proc/self/fd | wc -l >&3", options=Options(preserve_fds=1)
+            )
+            box.handler.start(box.container_id)
+            os.waitpid(created.pid, 0)
+            said = os.read(reader, 100).split()
+            os._exit(0 if said == [b"through", b"5"] else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_bad_names_are_refused(box: Box) -> None:
+    for name in ("", ".", "..", "a/b", "a b", "x" * 2000, "ü"):
+        with pytest.raises(InvalidInput):
+            box.handler.create(name, str(box.bundle), Stdio(), config=box.config)
+
+
+def test_a_cut_short_creation_is_deleted_by_force(box: Box) -> None:
+    os.makedirs(f"{box.handler.root}/{box.container_id}")
+    with pytest.raises(NotFound):
+        box.handler.delete(box.container_id)
+    box.handler.delete(box.container_id, force=True)
+    assert os.listdir(box.handler.root) == []

@@ -1,0 +1,222 @@
+"""What the container's process is: user, rights, limits, names, schedule."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runtime_bundle import Box
+
+from sampan.errors import StageFailed
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    made = Box(tmp_path)
+    yield made
+    made.discard()
+
+
+def _status(box: Box) -> dict[str, str]:
+    text = box.sh("cat /proc/self/status")
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+
+
+def test_root_has_the_capabilities_it_was_given(box: Box) -> None:
+    status = _status(box)
+    expected = f"{1 << 0 | 1 << 1 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 27:016x}"
+    assert (status["CapEff"], status["CapPrm"], status["CapBnd"]) == (expected,) * 3
+    assert (status["CapInh"], status["CapAmb"]) == ("0" * 16,) * 2
+    assert status["NoNewPrivs"] == "1"
+
+
+def test_a_user_has_only_ambient_capabilities(box: Box) -> None:
+    box.process["user"] = {"uid": 33, "gid": 34, "additionalGids": [50, 60], "umask": 0o027}
+    box.process["capabilities"] = {
+        "bounding": ["CAP_CHOWN", "CAP_NET_BIND_SERVICE"],
+        "permitted": ["CAP_CHOWN", "CAP_NET_BIND_SERVICE"],
+        "effective": ["CAP_CHOWN", "CAP_NET_BIND_SERVICE"],
+        "inheritable": ["CAP_NET_BIND_SERVICE"],
+        "ambient": ["CAP_NET_BIND_SERVICE"],
+    }
+    status = _status(box)
+    assert status["Uid"].split() == ["33"] * 4
+    assert status["Gid"].split() == ["34"] * 4
+    assert status["Groups"].split() == ["50", "60"]
+    assert status["Umask"] == "0027"
+    bind = f"{1 << 10:016x}"
+    assert (status["CapEff"], status["CapPrm"], status["CapInh"], status["CapAmb"]) == (bind,) * 4
+    assert status["CapBnd"] == f"{1 << 10 | 1:016x}"
+
+
+def test_no_supplementary_groups_are_inherited(box: Box) -> None:
+    os.setgroups([4, 24])
+    try:
+        assert _status(box)["Groups"] == ""
+    finally:
+        os.setgroups([])
+
+
+def test_environment_is_the_configurations_alone(box: Box) -> None:
+    box.process["env"] = ["PATH=/bin", "TWICE=1", "TWICE=2"]
+    os.environ["SAMPAN_LEAK"] = "1"
+    try:
+        said = box.run("cat", "/proc/self/environ").output
+    finally:
+        del os.environ["SAMPAN_LEAK"]
+    assert said.split("\0") == ["PATH=/bin", "TWICE=1", "TWICE=2", "HOME=/root", ""]
+
+
+def test_home_is_looked_up(box: Box) -> None:
+    box.process["user"] = {"uid": 33, "gid": 33}
+    assert box.sh("echo $HOME") == "/srv/web"
+
+
+def test_names(box: Box) -> None:
+    box.config["domainname"] = "example"
+    assert box.sh("hostname; cat /proc/sys/kernel/domainname") == "box\nexample"
+
+
+def test_cwd_is_made_and_entered(box: Box) -> None:
+    box.process["cwd"] = "/some/where"
+    assert box.sh("pwd") == "/some/where"
+
+
+def test_rlimits(box: Box) -> None:
+    box.process["rlimits"] = [
+        {"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200},
+        {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+        {"type": "RLIMIT_CPU", "soft": 2**64 - 1, "hard": 2**64 - 1},
+    ]
+    said = box.sh("cat /proc/self/limits")
+    rows = {line[:26].strip(): line[26:].split()[:2] for line in said.splitlines()[1:]}
+    assert rows["Max open files"] == ["100", "200"]
+    assert rows["Max core file size"] == ["0", "0"]
+
+
+def test_what_needs_more_rights_than_the_machine_gives_is_warned_of(box: Box) -> None:
+    from sampan.linux import capabilities
+
+    if capabilities.get()[0] >> capabilities.NUMBERS["CAP_SYS_RESOURCE"] & 1:
+        pytest.skip("this machine gives CAP_SYS_RESOURCE")
+    box.process["oomScoreAdj"] = -900
+    box.process["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 2**30, "hard": 2**30}]
+    ended = box.run("true")
+    assert ended.status == 0
+    assert len(ended.created.warnings) == 2
+    assert "CAP_SYS_RESOURCE" in ended.created.warnings[0]
+
+
+def test_oom_score(box: Box) -> None:
+    box.process["oomScoreAdj"] = 500
+    assert box.sh("cat /proc/self/oom_score_adj") == "500"
+
+
+def test_sysctls(box: Box) -> None:
+    box.linux["sysctl"] = {"net.ipv4.ip_forward": "1", "kernel.shmmax": "12345678", "net/ipv4/conf/lo/forwarding": "1"}
+    box.linux["readonlyPaths"] = []
+    assert box.sh("cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmax") == "1\n12345678"
+
+
+def test_loopback_is_up(box: Box) -> None:
+    assert box.sh("cat /sys/class/net/lo/flags") == "0x9"
+
+
+def test_scheduler_and_io_priority(box: Box) -> None:
+    box.process["scheduler"] = {"policy": "SCHED_BATCH", "nice": 5}
+    box.process["ioPriority"] = {"class": "IOPRIO_CLASS_IDLE", "priority": 0}
+    created = box.create("sleep", "100")
+    box.handler.start(box.container_id)
+    assert os.sched_getscheduler(created.pid) == os.SCHED_BATCH
+    assert os.getpriority(os.PRIO_PROCESS, created.pid) == 5
+    box.discard(created)
+
+
+def test_exec_cpu_affinity(box: Box) -> None:
+    created = box.create("sleep", "100")
+    box.handler.start(box.container_id)
+    ended = box.exec("grep", "Cpus_allowed_list", "/proc/self/status", process={"execCPUAffinity": {"final": "0"}})
+    assert ended.output.split()[-1] == "0"
+    box.discard(created)
+
+
+def test_personality(box: Box) -> None:
+    box.linux["personality"] = {"domain": "LINUX32"}
+    created = box.create("sleep", "100")
+    with open(f"/proc/{created.pid}/personality") as file:
+        assert int(file.read(), 16) == 8
+    box.discard(created)
+
+
+def test_memory_policy(box: Box) -> None:
+    box.linux["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0"}
+    created = box.create("sleep", "100")
+    with open(f"/proc/{created.pid}/numa_maps") as file:
+        assert "bind:0" in file.read()
+    box.discard(created)
+
+
+def test_time_namespace_has_its_offsets(box: Box) -> None:
+    box.linux["namespaces"].append({"type": "time"})
+    box.linux["timeOffsets"] = {"boottime": {"secs": 100000000, "nanosecs": 5}, "monotonic": {"secs": 7}}
+    assert float(box.sh("cut -d' ' -f1 /proc/uptime")) > 100000000
+
+
+def test_namespaces_joined_by_path(box: Box, tmp_path: Path) -> None:
+    from sampan.runtime.sandbox import create_sandbox, destroy_sandbox
+
+    sandbox = create_sandbox(str(tmp_path / "ns"), ["network", "ipc", "uts"], hostname="pod", pause=True)
+    try:
+        kinds = [{"type": kind, "path": path} for kind, path in sandbox.paths.items()]
+        box.linux["namespaces"] = [*kinds, {"type": "mount"}]
+        del box.config["hostname"]
+        said = box.sh("hostname; ps -o pid,comm | head -n 2 | tail -n 1; readlink /proc/self/ns/net").split("\n")
+        assert said[0] == "pod"
+        assert said[1].split()[0] == "1"
+        assert said[2] == os.readlink(f"/proc/{sandbox.pause_pid}/ns/net")
+    finally:
+        os.close(sandbox.pidfd)
+        destroy_sandbox(str(tmp_path / "ns"), pause_pid=sandbox.pause_pid)
+
+
+def test_a_namespace_of_another_type_is_refused(box: Box) -> None:
+    box.linux["namespaces"][1]["path"] = "/proc/self/ns/uts"
+    with pytest.raises(StageFailed, match="not a network namespace"):
+        box.create("true")
+    box.linux["namespaces"][1]["path"] = "/etc/passwd"
+    with pytest.raises(StageFailed, match="not a network namespace"):
+        box.create("true")
+
+
+def test_apparmor_is_refused_where_there_is_none(box: Box) -> None:
+    if os.path.exists("/sys/kernel/security/apparmor"):
+        pytest.skip("this kernel has AppArmor")
+    box.process["apparmorProfile"] = "some-profile"
+    with pytest.raises(StageFailed, match="AppArmor"):
+        box.create("true")
+
+
+def test_seccomp_filters(box: Box) -> None:
+    box.linux["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 77}],
+    }
+    for no_new_privileges in (True, False):
+        box.process["noNewPrivileges"] = no_new_privileges
+        ended = box.run("sh", "-c", "mkdir /tmp/x; grep Seccomp: /proc/self/status")
+        assert "File descriptor in bad state" in ended.output
+        assert ended.output.split()[-1] == "2"
+
+
+def test_a_strict_filter_lets_the_trampoline_through(box: Box) -> None:
+    """Only what the program itself needs: of the runtime's own calls, execve(2) alone."""
+    names = ["execve", "exit_group", "exit", "brk", "mmap", "mprotect", "munmap", "arch_prctl",
+             "set_tid_address", "set_robust_list", "rseq", "getrandom", "prlimit64", "readlink", "readlinkat", "uname",
+             "getuid", "geteuid", "getgid", "getegid", "prctl", "rt_sigaction"]  # fmt: skip
+    box.linux["seccomp"] = {
+        "defaultAction": "SCMP_ACT_KILL_PROCESS",
+        "syscalls": [{"names": names, "action": "SCMP_ACT_ALLOW"}],
+    }
+    assert box.run("true").status == 0
