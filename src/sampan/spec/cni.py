@@ -132,7 +132,7 @@ class BandwidthEntry(msgspec.Struct, omit_defaults=True, kw_only=True):
     egress_burst: int = msgspec.field(name="egressBurst", default=0)
 
 
-class CachedResult(msgspec.Struct, omit_defaults=True, kw_only=True):
+class CachedResult(msgspec.Struct, kw_only=True):
     """A file of libcni's result cache."""
 
     kind: str = "cniCacheV1"
