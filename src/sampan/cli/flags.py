@@ -9,7 +9,7 @@ from sampan.errors import InvalidInput
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?", re.IGNORECASE)
 _FACTORS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _PORT = re.compile(
-    r"(?:(?P<ip>\[[0-9a-fA-F:.]+\]|[0-9.]+):)?(?:(?P<host>[\d-]*):)?(?P<inner>[\d-]+)(?:/(?P<proto>\w+))?"
+    r"(?:(?P<ip>\[[0-9a-fA-F:.]+\]|\d+(?:\.\d+){3}):)?(?:(?P<host>[\d-]*):)?(?P<inner>[\d-]+)(?:/(?P<proto>\w+))?"
 )
 
 
