@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import io
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -371,7 +372,7 @@ class TokenServer:
             def do_GET(self) -> None:
                 authorization = self.headers.get("Authorization", "")
                 outer.authorizations.append(authorization)
-                wanted = "Basic " + __import__("base64").b64encode(f"{user}:{password}".encode()).decode()
+                wanted = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
                 self._give(parse_qs(urlsplit(self.path).query), not user or authorization == wanted)
 
             def do_POST(self) -> None:
@@ -422,6 +423,12 @@ class TokenServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 # ------------------------------------------------------------------ Debian's docker-registry

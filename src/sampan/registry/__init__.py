@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from sampan.registry.credentials import Credentials
     from sampan.registry.progress import Event
     from sampan.registry.pulling import Pulled, pull
+    from sampan.registry.pushing import push
     from sampan.registry.resolver import Resolver
     from sampan.registry.transport import Limits
 
-__all__ = ["Credentials", "Event", "Limits", "Pulled", "Resolver", "pull"]
+__all__ = ["Credentials", "Event", "Limits", "Pulled", "Resolver", "pull", "push"]
 
 _HOMES = {
     "Credentials": "credentials",
@@ -22,6 +23,7 @@ _HOMES = {
     "Pulled": "pulling",
     "Resolver": "resolver",
     "pull": "pulling",
+    "push": "pushing",
 }
 
 

@@ -210,7 +210,8 @@ class Client:
     def _said(self, answer: Answer, watch: Watch) -> str:
         """The host's own words, bounded and made printable."""
         try:
-            data = answer.read(_ERROR_BODY_LIMIT, watch.within(self.limits.read))
+            # Not stopped with the operation: what is read here may be why it stops.
+            data = answer.read(_ERROR_BODY_LIMIT, Watch(min(self.limits.read, watch.left() or self.limits.read)))
             faults = msgspec.json.decode(data, type=_Faults).errors if data else ()
         except (SampanError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             answer.close()

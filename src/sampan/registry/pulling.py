@@ -193,7 +193,7 @@ class _Pull:
             snapshot = self._content(manifest, unpack=unpack)
             blobs = _distinct((manifest.config, *manifest.layers))
             with self._store.transaction():
-                self._remember_source(blobs)
+                remember_source(self._store, self._repository.reference, blobs)
                 self._store.images(self._namespace).put(name, target, labels)
         return Pulled(
             name=name,
@@ -279,15 +279,16 @@ class _Pull:
             self._repository.stop.set()
             raise
 
-    def _remember_source(self, blobs: Sequence[Descriptor]) -> None:
-        reference = self._repository.reference
-        key = SOURCE_LABEL + reference.domain
-        for blob in blobs:
-            if not blob.size:
-                continue
-            known = [path for path in self._store.content.info(blob.digest).labels.get(key, "").split(",") if path]
-            if reference.path not in known:
-                self._store.content.label(blob.digest, {key: ",".join([reference.path, *known][:_SOURCES_LIMIT])})
+
+def remember_source(store: "Store", reference: Reference, blobs: Sequence[Descriptor]) -> None:
+    """Note on blobs that a repository has them."""
+    key = SOURCE_LABEL + reference.domain
+    for blob in blobs:
+        if not store.content.exists(blob.digest):
+            continue
+        known = [path for path in store.content.info(blob.digest).labels.get(key, "").split(",") if path]
+        if reference.path not in known:
+            store.content.label(blob.digest, {key: ",".join([reference.path, *known][:_SOURCES_LIMIT])})
 
 
 def _stop_unless_done(stop: threading.Event, futures: Sequence[Future[None]]) -> None:
