@@ -205,7 +205,7 @@ class Sampan(Server):
         """Runs the command of the environment that runs us."""
         config = self.folder / "config.toml"
         config.write_text(SAMPAN_CONFIG.format(folder=self.folder, socket=self.socket, mirrors=self.mirrors))
-        return [os.path.join(os.path.dirname(sys.executable), "sampan"), "daemon", "--config", str(config)]
+        return [os.path.join(os.path.dirname(sys.executable), "sampan"), "--config", str(config), "daemon"]
 
 
 class Containerd(Server):
