@@ -87,9 +87,25 @@ class Images:
             credentials=credentials,
             progress=progress,
             labels=labels,
+            launch=engine.zygote.run_worker if engine.zygote else None,
             **options,
         )
         return self._record(pulled.target.digest)
+
+    def push(self, name: str, reference: str, *, progress: Callable[[Any], None] | None = None) -> str:
+        """Send an image to a registry; the digest that it has there.
+
+        Args:
+            name: One of its names.
+            reference: What it is to be called in the registry.
+            progress: Called with each event.
+        """
+        from sampan.registry import push
+
+        engine = self._engine
+        source = str(Reference.parse(name))
+        sent = push(engine.store, engine.namespace, source, engine.resolver, reference=reference, progress=progress)
+        return str(sent.digest)
 
     def list(self, reference: str = "") -> "builtins.list[ImageRecord]":
         """Every image, or those that ``reference`` names."""
@@ -130,6 +146,8 @@ class Images:
         by_id = self._find_by_id(reference)
         if by_id:
             return by_id
+        if len(reference.removeprefix("sha256:")) == 64 and _HEX.issuperset(reference.removeprefix("sha256:")):
+            raise NotFound(f'image "{reference}" does not exist')
         parsed = Reference.parse(reference)
         if parsed.digest:
             for entry in self._names().list():
@@ -257,7 +275,8 @@ class Images:
         """The snapshot that holds the image's root file system, unpacked now if it is not."""
         if unpacked(self._engine.store, image.config):
             return snapshot_name(image.config)
-        return unpack(self._engine.store, image.manifest)
+        zygote = self._engine.zygote
+        return unpack(self._engine.store, image.manifest, launch=zygote.run_worker if zygote else None)
 
     def usage(self) -> ImageUsage:
         """Disk used by content and snapshots of images."""
