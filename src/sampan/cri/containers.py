@@ -7,7 +7,7 @@ import grpc
 import msgspec
 
 from sampan.cri import api_pb2 as pb
-from sampan.cri import common_requests, container_messages, container_requests, fields, lists, pod_requests
+from sampan.cri import common_requests, container_messages, container_requests, fields, lists
 from sampan.engine.engine import Engine
 from sampan.engine.model import ContainerRecord, ImageRecord
 from sampan.errors import InvalidInput, NotFound, Unsupported
@@ -37,11 +37,12 @@ class Containers:
     def create_container(
         self, request: pb.CreateContainerRequest, _context: grpc.ServicerContext
     ) -> pb.CreateContainerResponse:
-        """Make a container, or find the one that the same request made before."""
+        """Make a container, or find the one that the same request made before.
+
+        ``sandbox_config`` is not looked at: what the pod was made from is in its record.
+        """
         pod_id = fields.identifier(request.pod_sandbox_id, "pod_sandbox_id")
         spec = container_requests.container_spec(request.config, unset_seccomp=self._unset_seccomp)
-        if request.HasField("sandbox_config"):
-            pod_requests.pod_spec(request.sandbox_config, field="sandbox_config")
         if spec.security.privileged and not self._engine.pods.get(pod_id).spec.security.privileged:
             raise InvalidInput(
                 "the pod may not hold privileged containers", field="config.linux.security_context.privileged"

@@ -8,7 +8,7 @@ import grpc
 import msgspec
 
 from sampan.cri import api_pb2 as pb
-from sampan.cri import fields, image_messages, lists, pod_requests
+from sampan.cri import fields, image_messages, lists
 from sampan.engine.engine import Engine
 from sampan.engine.model import ImageRecord
 from sampan.errors import NotFound
@@ -69,8 +69,6 @@ class Images:
         """Pull, with the kubelet's credentials if it gives any."""
         name = _name(request.image)
         fields.strings(request.image.annotations, "image.annotations")
-        if request.HasField("sandbox_config"):
-            pod_requests.pod_spec(request.sandbox_config, field="sandbox_config")
         credentials = _credentials(request.auth) if request.HasField("auth") else None
         return pb.PullImageResponse(image_ref=self._engine.images.pull(name, credentials=credentials).id)
 
