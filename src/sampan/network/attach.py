@@ -376,11 +376,14 @@ def detach(networks: Networks, container_id: str | Attachment, *, netns_ends: bo
 
 
 def _leave_quietly(networks: Networks, session: Session, owner: Owner) -> None:
+    """Undo a failed join; the error that led here is the one to be told."""
     try:
         _leave(networks, session, owner, read_cache(networks, owner))
-    except SampanError:
-        # The error that led here is the one to be told; what is left is freed by reconcile, which has its name.
-        pass
+    except SampanError as error:
+        # A plugin that can't be run, or refuses its configuration at DEL as it did at ADD, will do so for ever; what
+        # may pass is left on record for reconcile.
+        if not error.retriable:
+            _forget(networks, session, owner)
 
 
 def _leave(networks: Networks, session: Session, owner: Owner, cached: cni.CachedResult | None) -> None:
@@ -401,6 +404,10 @@ def _leave(networks: Networks, session: Session, owner: Owner, cached: cni.Cache
                 first = first or error
     if first is not None:
         raise first
+    _forget(networks, session, owner)
+
+
+def _forget(networks: Networks, session: Session, owner: Owner) -> None:
     leases.release(session.state, owner)
     try:
         os.unlink(_cache_path(networks, owner))

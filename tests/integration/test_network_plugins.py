@@ -1,0 +1,223 @@
+"""External plugins: the real ones of containernetworking-plugins, and ones that misbehave."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import network_world
+from network_world import Machine
+from sampan import network
+from sampan.errors import Corrupt, InvalidInput, NotFound, TimedOut
+from sampan.network import Attachment, Networks, PluginFailed, PortMapping, execution
+
+pytestmark = pytest.mark.root
+
+GO = "/usr/lib/cni"
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    with network_world.machine() as made:
+        yield made
+
+
+def script(folder: Path, name: str, body: str) -> str:
+    path = folder / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def networks(folder: Path, document: dict[str, Any], *more: str) -> Networks:
+    (folder / "net.d").mkdir(exist_ok=True)
+    (folder / "net.d/10-net.conflist").write_text(json.dumps(document))
+    return network.load(
+        str(folder / "net.d"), state_dir=str(folder / "state"), bin_dirs=(str(folder / "bin"), GO, *more)
+    )
+
+
+def chain(*plugins: dict[str, Any], version: str = "1.0.0") -> dict[str, Any]:
+    return {"cniVersion": version, "name": "net", "plugins": [{"sampan": "external", **plugin} for plugin in plugins]}
+
+
+def bridge(folder: Path) -> dict[str, Any]:
+    return {
+        "type": "bridge",
+        "bridge": "br0",
+        "isGateway": True,
+        "ipMasq": True,
+        "ipam": {
+            "type": "host-local",
+            "subnet": "10.44.0.0/24",
+            "routes": [{"dst": "0.0.0.0/0"}],
+            "dataDir": str(folder / "go-leases"),
+        },
+    }
+
+
+@pytest.mark.skipif(not os.path.exists(f"{GO}/bridge"), reason="containernetworking-plugins is not installed")
+class TestGoPlugins:
+    @pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])
+    def test_a_pods_life(self, machine: Machine, tmp_path: Path, version: str) -> None:
+        portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+        nets = networks(tmp_path, chain(bridge(tmp_path), portmap, version=version))
+        pod, other = machine.place(), machine.neighbour()
+        args = {"K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": "web", "K8S_POD_INFRA_CONTAINER_ID": "pod"}
+        attachment = Attachment(container_id="pod", netns=pod.path, args=args, port_mappings=(PortMapping(80, 8080),))
+        assert network.status(nets).ready
+        result = network.attach(nets, attachment)
+        assert result.addresses == ("10.44.0.2",)
+        assert pod.addresses("eth0") == {"10.44.0.2/24"}
+        with pod.serve(80):
+            assert other.reaches("192.168.77.1", 8080)
+        network.detach(nets, "pod", netns_ends=False)
+        assert [link["ifname"] for link in pod.ip("link show")] == ["lo"]
+        assert not (tmp_path / "go-leases/net/10.44.0.2").exists()
+        network.detach(nets, "pod")
+
+    def test_check(self, machine: Machine, tmp_path: Path) -> None:
+        # Not of portmap: CHECK of version 1.1.1 asks for IPv6 rules that its ADD did not make.
+        nets = networks(tmp_path, chain(bridge(tmp_path), {"type": "tuning"}))
+        pod = machine.place()
+        network.attach(nets, Attachment(container_id="pod", netns=pod.path))
+        network.check(nets, "pod")
+        pod.run("ip addr flush dev eth0")
+        with pytest.raises(PluginFailed, match="failed CHECK"):
+            network.check(nets, "pod")
+        network.detach(nets, "pod")
+
+    def test_our_bridge_with_their_ipam(self, machine: Machine, tmp_path: Path) -> None:
+        conf = bridge(tmp_path)
+        conf["ipam"]["sampan"] = "external"
+        nets = networks(tmp_path, {"cniVersion": "1.0.0", "name": "net", "plugins": [conf]})
+        assert network.attach(nets, Attachment(container_id="pod", netns=machine.place().path)).addresses
+        assert (tmp_path / "go-leases/net/10.44.0.2").exists()
+        network.detach(nets, "pod")
+        assert not (tmp_path / "go-leases/net/10.44.0.2").exists()
+
+    def test_our_bridge_under_their_portmap(self, machine: Machine, tmp_path: Path) -> None:
+        portmap = {"type": "portmap", "sampan": "external", "capabilities": {"portMappings": True}}
+        nets = networks(tmp_path, {"cniVersion": "1.0.0", "name": "net", "plugins": [bridge(tmp_path), portmap]})
+        pod, other = machine.place(), machine.neighbour()
+        network.attach(nets, Attachment(container_id="pod", netns=pod.path, port_mappings=(PortMapping(80, 8080),)))
+        with pod.serve(80):
+            assert other.reaches("192.168.77.1", 8080)
+        network.detach(nets, "pod")
+
+    def test_addresses_that_they_hold_are_left_to_them(self, machine: Machine, tmp_path: Path) -> None:
+        (tmp_path / "go-leases/net").mkdir(parents=True)
+        (tmp_path / "go-leases/net/10.44.0.2").write_text("somebody\neth0")
+        nets = networks(tmp_path, {"cniVersion": "1.0.0", "name": "net", "plugins": [bridge(tmp_path)]})
+        pod = network.attach(nets, Attachment(container_id="pod", netns=machine.place().path))
+        assert pod.addresses == ("10.44.0.3",)
+
+    def test_their_error_is_shown_whole(self, machine: Machine, tmp_path: Path) -> None:
+        conf = bridge(tmp_path)
+        conf["ipam"] = {"type": "host-local", "subnet": "10.44.0.0/33", "dataDir": str(tmp_path)}
+        conf["capabilities"] = {"ipRanges": True}
+        nets = networks(tmp_path, chain(conf))
+        with pytest.raises(PluginFailed, match=r"bridge failed ADD: .*10\.44\.0\.0/33"):
+            network.attach(nets, Attachment(container_id="pod", netns=machine.place().path))
+        assert nets.state.owners() == set()
+
+
+class TestMisbehaviour:
+    def attach(self, machine: Machine, nets: Networks) -> None:
+        network.attach(nets, Attachment(container_id="pod", netns=machine.place().path))
+
+    def test_garbage(self, machine: Machine, tmp_path: Path) -> None:
+        script(tmp_path, "odd", 'echo "Segmentation fault"; echo "from the depths" >&2')
+        with pytest.raises(Corrupt, match=r"odd .* printed 'Segmentation fault'.*stderr: from the depths"):
+            self.attach(machine, networks(tmp_path, chain({"type": "odd"})))
+
+    def test_death(self, machine: Machine, tmp_path: Path) -> None:
+        script(tmp_path, "odd", "kill -SEGV $$")
+        with pytest.raises(Corrupt, match="odd was killed by SIGSEGV"):
+            self.attach(machine, networks(tmp_path, chain({"type": "odd"})))
+
+    def test_hang(self, tmp_path: Path) -> None:
+        binary = script(tmp_path, "odd", f"sleep 1000 & echo $! > {tmp_path}/child; wait")
+        started = time.monotonic()
+        with pytest.raises(TimedOut, match=r"did not end its ADD within 0\.3 s"):
+            execution.run(binary, "ADD", {}, deadline=0.3)
+        assert time.monotonic() - started < 5
+        child = int((tmp_path / "child").read_text())
+        state = Path(f"/proc/{child}/stat")
+        assert not state.exists() or state.read_text().split()[2] == "Z"
+
+    def test_a_child_that_keeps_the_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
+        binary = script(tmp_path, "odd", f"sleep 1000 & echo $! > {tmp_path}/child; echo '{{}}'")
+        started = time.monotonic()
+        assert execution.run(binary, "ADD", {}, deadline=20) == {}
+        assert time.monotonic() - started < 5
+        os.kill(int((tmp_path / "child").read_text()), 9)
+
+    def test_endless_output(self, tmp_path: Path) -> None:
+        binary = script(tmp_path, "odd", "exec cat /dev/zero")
+        with pytest.raises(Corrupt, match="printed more than 1048576 bytes"):
+            execution.run(binary, "ADD", {}, deadline=20)
+
+    def test_try_again(self, machine: Machine, tmp_path: Path) -> None:
+        script(tmp_path, "odd", """echo '{"cniVersion":"1.0.0","code":11,"msg":"busy"}'; exit 1""")
+        with pytest.raises(PluginFailed, match="busy") as failure:
+            self.attach(machine, networks(tmp_path, chain({"type": "odd"})))
+        assert failure.value.retriable
+
+    def test_a_result_that_is_no_result(self, machine: Machine, tmp_path: Path) -> None:
+        script(tmp_path, "odd", """echo '{"cniVersion":"1.0.0","ips":[{"address":5}]}'""")
+        with pytest.raises(InvalidInput, match=r"result.ips\[0\].address"):
+            self.attach(machine, networks(tmp_path, chain({"type": "odd"})))
+
+    def test_no_binary(self, machine: Machine, tmp_path: Path) -> None:
+        nets = networks(tmp_path, chain({"type": "absent"}))
+        assert not network.status(nets).ready
+        assert "plugins[0]" in network.status(nets).message
+        with pytest.raises(NotFound, match="absent"):
+            self.attach(machine, nets)
+
+
+class TestProtocol:
+    def test_what_a_plugin_is_told(self, machine: Machine, tmp_path: Path) -> None:
+        script(
+            tmp_path,
+            "spy",
+            f"env | grep CNI_ >> {tmp_path}/seen; cat >> {tmp_path}/seen; echo >> {tmp_path}/seen\n"
+            'test $CNI_COMMAND = ADD && echo \'{"cniVersion":"1.0.0","ips":[{"address":"10.1.1.1/24"}]}\'; true',
+        )
+        spy: dict[str, Any] = {
+            "type": "spy",
+            "capabilities": {"portMappings": True, "bandwidth": True, "aliases": False},
+        }
+        nets = networks(tmp_path, chain(spy, {"type": "spy"}))
+        pod = machine.place()
+        network.attach(
+            nets,
+            Attachment(
+                container_id="pod",
+                netns=pod.path,
+                args={"K8S_POD_NAME": "web"},
+                port_mappings=(PortMapping(80, 8080, "udp", "127.0.0.1"),),
+                aliases=("x",),
+            ),
+        )
+        network.check(nets, "pod")
+        network.detach(nets, "pod")
+        lines = (tmp_path / "seen").read_text().splitlines()
+        commands = [line.split("=")[1] for line in lines if line.startswith("CNI_COMMAND")]
+        assert commands == ["ADD", "ADD", "CHECK", "CHECK", "DEL", "DEL"]
+        assert lines.count("CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAME=web") == 6
+        assert lines.count(f"CNI_NETNS={pod.path}") == 6
+        documents = [json.loads(line) for line in lines if line.startswith("{")]
+        mapping = {"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": "127.0.0.1"}
+        assert documents[0]["runtimeConfig"] == {"portMappings": [mapping]}
+        assert "prevResult" not in documents[0]
+        assert documents[0]["name"] == "net"
+        for later in documents[1:]:
+            assert later["prevResult"]["ips"][0]["address"] == "10.1.1.1/24"
+        assert "runtimeConfig" not in documents[1]
