@@ -54,13 +54,15 @@ class Applied:
         bytes: Disk space of the files.
         inodes: How many files, directories and others there are.
         entries: How many entries the archive had.
+        whiteouts: Paths of files that are hidden.
     """
 
-    __slots__ = ("bytes", "entries", "implied", "inodes", "opaque")
+    __slots__ = ("bytes", "entries", "implied", "inodes", "opaque", "whiteouts")
 
     def __init__(self) -> None:
         self.opaque: set[bytes] = set()
         self.implied: set[bytes] = {b""}
+        self.whiteouts: list[bytes] = []
         self.bytes = 0
         self.inodes = 1
         self.entries = 0
@@ -307,13 +309,14 @@ class Applier:
             raise Corrupt(f'layer: whiteout "{show(folder)}/{show(base)}" names no file')
         path = folder + b"/" + name if folder else name
         # Whiteouts are about lower layers only: what this layer brings stays, and hides what was below.
+        parent = self._parent(folder)
         if self._merged:
             self._delete(folder, name, path)
             return
-        parent = self._parent(folder)
         try:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
             self.result.inodes += 1
+            self.result.whiteouts.append(path)
         except FileExistsError:
             if stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
                 self.result.opaque.add(path)

@@ -55,8 +55,7 @@ def adopt_attributes(layer: str, implied: Collection[bytes], opaque: Collection[
             if fd < 0:
                 continue  # replaced by something else later in the archive
             try:
-                path = os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), os.path.realpath(layer))
-                source = _lower(roots[1:], [] if path == "." else path.split("/"), hidden)
+                source = _lower(roots[1:], _inner_path(fd, layer), hidden)
                 if source >= 0:
                     try:
                         _copy_attributes(source, fd)
@@ -67,6 +66,54 @@ def adopt_attributes(layer: str, implied: Collection[bytes], opaque: Collection[
     finally:
         for root in roots:
             os.close(root)
+
+
+def drop_idle_whiteouts(
+    layer: str, whiteouts: Collection[bytes], opaque: Collection[bytes], parents: Sequence[str]
+) -> None:
+    """Remove whiteouts from directories that no parent has: overlayfs shows them where it has nothing to merge."""
+    if not whiteouts:
+        return
+    roots = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (layer, *parents)]
+    hidden = set(opaque)
+    merged: dict[bytes, bool] = {}
+    try:
+        for whiteout in whiteouts:
+            folder, _, name = whiteout.rpartition(b"/")
+            fd = _open(roots[0], folder)
+            if fd < 0:
+                continue
+            try:
+                if folder not in merged:
+                    merged[folder] = folder not in hidden and _is_merged(fd, layer, roots[1:], hidden)
+                if not merged[folder] and _is_whiteout(fd, name):
+                    os.unlink(name, dir_fd=fd)
+            finally:
+                os.close(fd)
+    finally:
+        for root in roots:
+            os.close(root)
+
+
+def _is_merged(fd: int, layer: str, parents: Sequence[int], hidden: set[bytes]) -> bool:
+    source = _lower(parents, _inner_path(fd, layer), hidden)
+    if source >= 0:
+        os.close(source)
+    return source >= 0
+
+
+def _is_whiteout(folder: int, name: bytes) -> bool:
+    try:
+        status = os.lstat(name, dir_fd=folder)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def _inner_path(fd: int, layer: str) -> list[str]:
+    """Where an open directory of a layer really lies in it."""
+    path = os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), os.path.realpath(layer))
+    return [] if path == "." else path.split("/")
 
 
 def _open(root: int, directory: bytes) -> int:
@@ -87,12 +134,15 @@ def _lower(roots: Sequence[int], parts: Sequence[str], hidden: set[bytes]) -> in
     Raises:
         NeedsParent: A symlink is on the way.
     """
+    if not roots:
+        return -1
     merged = list(roots)
     path = ""
     for part in parts:
-        path = f"{path}/{part}" if path else part
-        if os.fsencode(path) in hidden:
+        # A directory that hides what is in its lower namesake still is that directory.
+        if path and os.fsencode(path) in hidden:
             return -1
+        path = f"{path}/{part}" if path else part
         below: list[int] = []
         for root in merged:
             status = _lstat(root, path)

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from sampan.errors import InvalidInput, StageFailed, Unsupported
+from sampan.storage.collect import GcReport, collect, explain
 from sampan.storage.content import Content
 from sampan.storage.database import Database
 from sampan.storage.images import Images
@@ -111,6 +112,14 @@ class Store:
     def transaction(self, *, durable: bool = False) -> "AbstractContextManager[sqlite3.Connection]":
         """Group operations of the calling thread: all or none."""
         return self.database.transaction(durable=durable)
+
+    def gc(self, *, dry_run: bool = False, grace: float = 60.0) -> GcReport:
+        """Remove what nothing refers to; see :mod:`sampan.storage.collect`."""
+        return collect(self, dry_run=dry_run, grace=grace)
+
+    def explain(self, name: str) -> list[str]:
+        """Why a blob (by digest) or a snapshot (by key) is kept: a line for each reason."""
+        return explain(self, name)
 
     def close(self) -> None:
         """Close the database's connections."""

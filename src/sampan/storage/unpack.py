@@ -28,7 +28,7 @@ from sampan.spec.image import (
     decode_manifest,
     select_platform,
 )
-from sampan.storage.chain import adopt_attributes, set_opaque
+from sampan.storage.chain import adopt_attributes, drop_idle_whiteouts, set_opaque
 from sampan.storage.content import Writer
 from sampan.storage.mount import detached
 from sampan.storage.snapshots.base import Stage
@@ -102,8 +102,8 @@ class _Job:
             self.close(store)
             raise
 
-    def wait(self) -> tuple[dict[str, object], list[bytes], list[bytes]]:
-        """The worker's result, opaque and implied directories."""
+    def wait(self) -> tuple[dict[str, object], list[bytes], list[bytes], list[bytes]]:
+        """The worker's result, opaque and implied directories, whiteouts."""
         assert self._worker is not None
         result = self._worker.result()
         if not isinstance(result, dict):
@@ -252,10 +252,11 @@ class Unpacker:
             self._start_ahead(number)
             job = self._jobs[number]
             outcome = job.wait()
-        result, opaque, implied = outcome
+        result, opaque, implied, whiteouts = outcome
         self._check(number, result)
         stage = job.stage
         assert stage is not None
+        drop_idle_whiteouts(stage.files, whiteouts, opaque, parents)
         adopt_attributes(stage.files, implied, opaque, parents)
         set_opaque(stage.files, opaque, userxattr=getattr(self._store.snapshots, "userxattr", False))
         return stage.key, _usage(result)
