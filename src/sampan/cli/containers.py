@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -222,7 +223,7 @@ def inspect(options: Globals, kind: str, with_spec: bool, names: tuple[str, ...]
 
 
 def _inspect(engine: Engine, name: str, kind: str) -> Any:
-    looks = {
+    looks: dict[str, Callable[[], Any]] = {
         "container": lambda: find.container(engine, name),
         "image": lambda: _image_document(engine, name),
         "pod": lambda: engine.pods.get(name),

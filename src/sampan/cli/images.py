@@ -1,5 +1,6 @@
 """Commands on images: images, pull, push, tag, rmi, save, load, image inspect."""
 
+import sys
 from typing import Any
 
 import click
@@ -138,7 +139,7 @@ def image_inspect(options: Globals, raw: bool, configuration: bool, name: str) -
     with open_engine(options) as engine:
         found = engine.images.resolve(name)
         if raw:
-            click.get_binary_stream("stdout").write(engine.store.content.read(found.target_digest))
+            sys.stdout.buffer.write(engine.store.content.read(found.target_digest))
         elif configuration:
             render.document(found.config)
         else:

@@ -26,7 +26,7 @@ class _Lines:
             return
         digest = str(getattr(event, "digest", "") or "")
         total = int(getattr(event, "total", 0) or 0)
-        current = int(getattr(event, "current", 0) or 0)
+        current = int(getattr(event, "offset", 0) or 0)
         if digest:
             self._done[digest], self._totals[digest] = current, total
             if self._live:

@@ -30,15 +30,12 @@ def recover(engine: "Engine") -> None:
             engine.pods.discard(pod)
         elif pod.state == "ready" and _adopt(engine, pod):
             live.add(pod.id)
-    network.reconcile(engine.networks, _attached(engine, live))
+    network.reconcile(engine.networks, lambda: _owners(engine, live))
 
 
-def _attached(engine: "Engine", live: set[str]) -> set[str]:
+def _owners(engine: "Engine", live: set[str]) -> set[str]:
     """Pods of every namespace that may own addresses and rules: the network is the machine's."""
-    owners = set(live)
-    for name in os.listdir(f"{engine.config.state}/ns"):
-        owners.add(name)
-    return owners
+    return live.union(os.listdir(f"{engine.config.state}/ns"))
 
 
 def _adopt(engine: "Engine", pod: PodRecord) -> bool:

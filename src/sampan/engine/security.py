@@ -137,9 +137,9 @@ def seccomp(security: Security, bounding: list[str]) -> dict[str, Any] | None:
     if security.privileged or profile.kind == "unconfined":
         return None
     if profile.kind == "default":
-        from sampan.runtime import seccomp_default
+        from sampan.runtime.seccomp_default import profile as default_profile
 
-        return seccomp_default.profile(bounding)
+        return default_profile(bounding)
     return _localhost(profile)
 
 

@@ -1,0 +1,83 @@
+"""`sampan network`: networks that containers can join."""
+
+import json
+import os
+
+import click
+
+from sampan import network as net
+from sampan.cli import render
+from sampan.cli.main import Globals
+from sampan.cli.session import open_engine
+from sampan.errors import WrongState
+
+
+@click.group()
+def network() -> None:
+    """List, make and remove networks."""
+
+
+@network.command("ls")
+@click.option("-q", "--quiet", is_flag=True, help="Only names.")
+@click.pass_obj
+def network_list(options: Globals, quiet: bool) -> None:
+    """List networks; the first is the default one."""
+    with open_engine(options) as engine:
+        found = engine.networks.all()
+        if quiet:
+            for one in found:
+                click.echo(one.name)
+            return
+        render.table(("NAME", "FILE"), [(one.name, one.path or "(built in)") for one in found])
+
+
+@network.command("inspect")
+@click.argument("name")
+@click.pass_obj
+def network_inspect(options: Globals, name: str) -> None:
+    """Show a network's conflist."""
+    with open_engine(options) as engine:
+        found = engine.networks.get(name)
+        if not found.path:
+            raise WrongState(f"network {name} is built in and has no file")
+        with open(found.path, encoding="utf-8") as file:
+            render.document(json.load(file))
+
+
+@network.command("create")
+@click.option("--subnet", default="", help="Addresses; a free private subnet when left out.")
+@click.option("--gateway", default="", help="The bridge's address; the subnet's first when left out.")
+@click.option("--ipv6", is_flag=True, help="Also an IPv6 subnet.")
+@click.option("--internal", is_flag=True, help="No way out of it.")
+@click.option("--mtu", type=int, default=0)
+@click.argument("name")
+@click.pass_obj
+def network_create(
+    options: Globals, subnet: str, gateway: str, ipv6: bool, internal: bool, mtu: int, name: str
+) -> None:
+    """Make a bridge network."""
+    with open_engine(options) as engine:
+        os.makedirs(engine.config.cni_conf_dir, 0o755, exist_ok=True)
+        click.echo(
+            net.create(engine.networks, name, subnet=subnet, gateway=gateway, ipv6=ipv6, internal=internal, mtu=mtu)
+        )
+
+
+@network.command("rm")
+@click.argument("names", nargs=-1, required=True)
+@click.pass_obj
+def network_remove(options: Globals, names: tuple[str, ...]) -> None:
+    """Remove networks that nobody is on."""
+    with open_engine(options) as engine:
+        for name in names:
+            net.remove(engine.networks, name)
+            click.echo(name)
+
+
+@network.command("reconcile")
+@click.pass_obj
+def network_reconcile(options: Globals) -> None:
+    """Free addresses and rules that no pod owns, and put back rules that are missing."""
+    with open_engine(options) as engine:
+        done = net.reconcile(engine.networks, lambda: set(os.listdir(f"{engine.config.state}/ns")))
+        render.document(done)
