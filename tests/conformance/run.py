@@ -14,16 +14,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import cri_servers
 import go_programs
+import grpc
 import known_failures
 import oci_image
 import test_images
+from cri_client import CriClient
 from local_registry import LocalRegistry, write_mirrors
 
 HERE = Path(__file__).resolve().parent
@@ -126,6 +128,8 @@ def main() -> int:
     with ExitStack() as stack:
         if not endpoint:
             folder = Path(tempfile.mkdtemp(prefix="sampan-conformance-"))
+            # Pods in a user namespace must be able to search the parents of their root.
+            folder.chmod(0o711)
             stack.callback(_remove, folder, wanted.keep)
             registry = stack.enter_context(registry_with_images())
             write_mirrors(folder / "certs.d", test_images.CONFORMANCE_HOSTS, registry.address)
@@ -133,8 +137,20 @@ def main() -> int:
             stack.callback(server.clean)
             stack.callback(shutil.copyfile, server.log, wanted.report.with_name("conformance-server.log"))
             endpoint = stack.enter_context(server).endpoint
+            stack.callback(_remove_pods, endpoint)
         seconds = critest(programs, endpoint, wanted)
     return report(wanted, seconds)
+
+
+def _remove_pods(endpoint: str) -> None:
+    """What specs that failed half-way have left."""
+    client = CriClient(endpoint)
+    with suppress(grpc.RpcError):
+        for pod in client.pods():
+            with suppress(grpc.RpcError):
+                client.stop_pod(pod.id)
+                client.remove_pod(pod.id)
+    client.close()
 
 
 def _remove(folder: Path, keep: bool) -> None:

@@ -1,0 +1,86 @@
+"""How a figure is made: contestants take turns in one run, so that all meet the same machine; medians are compared."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At most ``ratio`` times what ``peer`` needs, or at most ``limit`` in the row's own unit."""
+
+    peer: str = ""
+    ratio: float = 0.0
+    limit: float = 0.0
+
+    def text(self, unit: str) -> str:
+        """As the table prints it."""
+        if self.peer:
+            return f"<= {self.ratio:g} x {self.peer}"
+        return f"<= {self.limit:g} {unit}" if self.limit else ""
+
+    def met(self, ours: float, others: Mapping[str, float]) -> bool | None:
+        """Whether the figure is within the budget; None if the peer was not there."""
+        if self.peer:
+            return ours <= self.ratio * others[self.peer] if self.peer in others else None
+        return ours <= self.limit if self.limit else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: our figure, the peers' and the budget. Smaller is better."""
+
+    work: str
+    unit: str
+    ours: float
+    peers: dict[str, float] = field(default_factory=dict)
+    budget: Budget = Budget()
+
+
+def take_turns(contestants: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, float]:
+    """Median milliseconds of each contestant's call, over rounds in which each is called once."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds + warm_up):
+        for name, call in contestants.items():
+            began = time.perf_counter()
+            call()
+            if number >= warm_up:
+                times[name].append(1000 * (time.perf_counter() - began))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
+    """Median of each list, for parts that are timed inside one call."""
+    return {name: statistics.median(values) for name, values in times.items() if values}
+
+
+def pss(pid: int) -> float:
+    """Proportional share of memory of a process, in MB (10^6 bytes)."""
+    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    raise ValueError(f"process {pid} has no Pss line")
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as text, a ratio beside each peer's figure."""
+    lines = [("", "sampan", "peers (ratio: sampan / peer)", "budget", "")]
+    for row in rows:
+        peers = ",  ".join(
+            f"{name} {_figure(value, row.unit)} ({row.ours / value:.2f})" for name, value in row.peers.items()
+        )
+        met = row.budget.met(row.ours, row.peers)
+        verdict = {True: "met", False: "MISSED", None: ""}[met]
+        lines.append((row.work, _figure(row.ours, row.unit), peers, row.budget.text(row.unit), verdict))
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _figure(value: float, unit: str) -> str:
+    return f"{value:.1f} {unit}" if value >= 1 else f"{value:.2f} {unit}"
