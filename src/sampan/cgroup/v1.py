@@ -72,7 +72,8 @@ class GroupV1(Group):
 
     def joiner(self) -> Joiner:
         # "0" written to v1's `tasks`, not to cgroup.procs: a single thread that moves itself needs no global lock.
-        joiner = Joiner(fds := [])
+        fds: list[int] = []
+        joiner = Joiner(fds)
         try:
             for directory in self._v1_directories():
                 fds += (os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC),)

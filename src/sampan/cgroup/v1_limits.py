@@ -225,10 +225,30 @@ def _block_io(files: _Files, io: dict[str, Any]) -> None:
 def _hugepages(files: _Files, limit: dict[str, Any]) -> None:
     size = limit["pageSize"]
     field = f"hugepageLimits[{size}]"
+    if "hugetlb" not in files.directories and "" in files.directories:
+        _hugepages_unified(files, limit)
+        return
     files.put("hugetlb", f"hugetlb.{size}.limit_in_bytes", limit["limit"], field)
     # Reservations escape the first limit until they are touched; where the kernel counts them, they are limited too.
     if files.has("hugetlb", f"hugetlb.{size}.rsvd.limit_in_bytes"):
         files.put("hugetlb", f"hugetlb.{size}.rsvd.limit_in_bytes", limit["limit"], field)
+
+
+def _hugepages_unified(files: _Files, limit: dict[str, Any]) -> None:
+    """A hybrid machine may have the hugetlb controller in its unified hierarchy, off until someone wants it."""
+    from sampan.cgroup.v2 import enable_controllers
+    from sampan.cgroup.v2_limits import hugepages
+
+    here = hierarchy.layout().unified
+    enable_controllers(here)
+    for part in files.directories[""][len(here) :].split("/")[1:-1]:
+        here = f"{here}/{part}"
+        enable_controllers(here)
+
+    def put(name: str, value: object, field: str) -> None:
+        files.put("", name, value, field)
+
+    hugepages(put, lambda name: files.has("", name), limit)
 
 
 def _network(files: _Files, network: dict[str, Any]) -> None:
@@ -239,8 +259,6 @@ def _network(files: _Files, network: dict[str, Any]) -> None:
 
 
 def _unified(files: _Files, name: str, value: str) -> None:
-    if "/" in name:
-        raise InvalidInput(f"{name!r} is no file of a cgroup", field="linux.resources.unified")
-    if not files.has("", name):
-        raise Unsupported(f"linux.resources.unified[{name}]: this machine's cgroups are v1 and do not have it")
-    files.put("", name, value, f"unified[{name}]")
+    from sampan.cgroup.v2_limits import unified
+
+    unified(lambda *put: files.put("", *put), lambda file: files.has("", file), name, value)
