@@ -85,7 +85,14 @@ class Creation:
             mounts = snapshots.overlay_on(self._record.id, os.path.abspath(directory))
         else:
             mounts = snapshots.prepare(self._record.id, self._engine.images.snapshot_of(image))
-        snapshot_mount.attach(mounts, f"{self._bundle}/rootfs")
+        # In a pod with a user namespace the files' owners are seen through its mappings.
+        users = self._pod.namespace_paths.get("user", "")
+        idmap = os.open(users, os.O_RDONLY | os.O_CLOEXEC) if users else -1
+        try:
+            snapshot_mount.attach(mounts, f"{self._bundle}/rootfs", idmap)
+        finally:
+            if idmap >= 0:
+                os.close(idmap)
 
     def _user(self, image: ContainerConfig) -> User:
         """The process's user: the request's number or name, else the image's; groups by the request's policy."""
@@ -104,8 +111,9 @@ class Creation:
             os.close(root)
         groups = list(security.supplemental_groups)
         if security.supplemental_groups_policy == "merge":
-            # The primary group stays a supplementary one too, so that dropping it gains nothing (CVE-2023-25173).
-            groups = [user.gid, *user.groups, *groups]
+            groups = [*user.groups, *groups]
+        # The primary group is a supplementary one too, so that dropping it gains nothing (CVE-2023-25173).
+        groups = [user.gid, *groups]
         return User(uid=user.uid, gid=user.gid, groups=tuple(dict.fromkeys(groups)), home=user.home, name=user.name)
 
     def _surroundings(self, user: User) -> oci.Surroundings:

@@ -83,7 +83,8 @@ class Pods:
             made = monitor.sandbox(
                 engine.layout.namespaces(pod.id),
                 _kinds(spec),
-                hostname=hostname,
+                # Without a uts namespace of its own the pod has the machine's name.
+                hostname=hostname if "uts" in _kinds(spec) else "",
                 sysctls=dict(spec.sysctls),
                 uid_mappings=oci_mappings(spec.namespaces.uid_mappings),
                 gid_mappings=oci_mappings(spec.namespaces.gid_mappings),

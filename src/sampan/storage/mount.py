@@ -137,7 +137,9 @@ def _overlay(source: str, options: list[str], attributes: int, idmap: int) -> in
                 for layer in _unescaped(value):
                     _set_layer(fd, "lowerdir+", layer, idmap, held)
             elif key in ("upperdir", "workdir"):
-                _set_layer(fd, key, _unescaped(value)[0], idmap, held)
+                _set_layer(fd, key, _unescaped(value)[0], -1, held)
+                if key == "upperdir" and idmap >= 0:
+                    _give(_unescaped(value)[0], held[0])
             else:
                 kernel.fsconfig_string(fd, key, value)
         kernel.fsconfig_create(fd)
@@ -158,6 +160,15 @@ def _set_layer(fd: int, key: str, path: str, idmap: int, held: list[int]) -> Non
     layer = _clone(path, 0, idmap) if idmap >= 0 else os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     held.append(layer)
     kernel.fsconfig_fd(fd, key, layer)
+
+
+def _give(upper: str, lower: int) -> None:
+    """Give the upper directory to whom the idmapped ``lower`` belongs: its root is the one that is seen.
+
+    The upper layer itself can't be idmapped: overlayfs writes it as the mounter, who is nobody in the mappings.
+    """
+    owner = os.fstat(lower)
+    os.chown(upper, owner.st_uid, owner.st_gid)
 
 
 def _log(fd: int) -> str:
