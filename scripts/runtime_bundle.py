@@ -161,9 +161,11 @@ class Box:
         return Ended(status, output, created)
 
     def discard(self, created: Created | None = None) -> None:
-        """Kill and remove the container, and reap its init."""
+        """Kill and remove the container, reap its init, close its terminal."""
         self.handler.delete(self.container_id, force=True)
         if created is not None:
+            if created.console >= 0:
+                os.close(created.console)
             try:
                 os.waitpid(created.pid, 0)
             except ChildProcessError:

@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: The child failed: (errno, text, stage, path, hint).
+#: The child failed: (errno, text, stage, path, hint, whole message).
 FAILED = "F"
 #: An intermediate process made the init: (pid,).
 BORN = "B"
@@ -100,21 +100,25 @@ class Channel:
 
     def fail(self, error: BaseException) -> None:
         """Tell the other side why this one ends."""
-        hint = getattr(error, "hint", "")
+        hint, message = getattr(error, "hint", ""), ""
         if isinstance(error, OSError):
             path = os.fsdecode(error.filename) if error.filename else ""
             fields = (error.errno or 0, error.strerror or str(error), trace.stage, trace.path or path, hint)
         elif isinstance(error, StageFailed):
-            fields = (error.errno or 0, os.strerror(error.errno or 0), error.stage, error.path, hint)
+            fields = (error.errno or 0, "", error.stage, error.path, hint)
+            message = error.message
         else:
             fields = (0, f"{type(error).__name__}: {error}", trace.stage, trace.path, hint)
         try:
-            self.send(FAILED, *fields)
+            self.send(FAILED, *fields, message)
         except OSError:  # nobody listens any more
             pass
 
 
 def error_of(fields: tuple[Any, ...]) -> StageFailed:
     """The error that a FAILED message tells of."""
-    number, text, stage, path, hint = fields
-    return StageFailed(stage, OSError(number, text), path=path, hint=hint)
+    number, text, stage, path, hint, message = fields
+    error = StageFailed(stage, OSError(number, text), path=path, hint=hint)
+    if message:
+        error.message = message
+    return error

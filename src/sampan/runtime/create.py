@@ -86,6 +86,7 @@ class Creation:
         "_launch",
         "_mounts",
         "_plan",
+        "_theirs",
         "bundle",
         "config",
         "directory",
@@ -106,6 +107,7 @@ class Creation:
         self._joiner: Joiner | None = None
         self._launch: Launch | None = None
         self._channel: Channel | None = None
+        self._theirs: Channel | None = None
         self._fds: list[int] = []
         linux = config.get("linux") or {}
         self.record: dict[str, Any] = {
@@ -127,8 +129,11 @@ class Creation:
         Raises:
             StageFailed: Of the stage that failed; nothing is left of the container.
         """
-        trace.step("make state directory", self.directory.path)
-        self.directory.make()
+        try:
+            trace.step("make state directory", self.directory.path)
+            self.directory.make()
+        except OSError as error:
+            raise StageFailed("make state directory", error, path=self.directory.path) from error
         try:
             created = self._make()
         except BaseException as error:
@@ -153,7 +158,7 @@ class Creation:
         self._mounts = prepare(config, self.bundle, users.namespace_of)
         self._make_cgroup(linux)
         ours, theirs = Channel.pair()
-        self._channel = ours
+        self._channel, self._theirs = ours, theirs
         program_ = self._program(theirs, filter_)
         work = InitWork(config, self._plan, self._mounts, program_, self._state("creating"))
         work.joiner = self._joiner
@@ -307,7 +312,7 @@ class Creation:
         self.directory.remove()
 
     def _close(self) -> None:
-        for owner in (self._plan, self._mounts, self._joiner, self._channel):
+        for owner in (self._plan, self._mounts, self._joiner, self._channel, self._theirs):
             if owner is not None:
                 owner.close()
         fds, self._fds = self._fds, []

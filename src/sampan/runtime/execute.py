@@ -66,6 +66,7 @@ class _Execution:
         self._options = options
         self._launch: Launch | None = None
         self._channel: Channel | None = None
+        self._theirs: Channel | None = None
         self._joiner: Joiner | None = None
         self._pidfd = -1
 
@@ -89,7 +90,7 @@ class _Execution:
     def _spawn(self) -> Created:
         linux = self._config.get("linux") or {}
         ours, theirs = Channel.pair()
-        self._channel = ours
+        self._channel, self._theirs = ours, theirs
         made = Program(self._process, theirs, self._stdio)
         made.preserve_fds = self._options.preserve_fds
         section = linux.get("seccomp")
@@ -196,10 +197,9 @@ class _Execution:
             self._launch.abort()
 
     def close(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-        if self._joiner is not None:
-            self._joiner.close()
+        for owner in (self._channel, self._theirs, self._joiner):
+            if owner is not None:
+                owner.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1

@@ -9,6 +9,7 @@ sits in an empty read-only root.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the signal module brings enum
 import os
 import select
 
@@ -331,6 +332,8 @@ class _Making:
         trace.step("execute pause")
         prctl(PR_SET_NO_NEW_PRIVS, 1)
         self._drop_rights()
+        # Before the program does it itself: until then process 1 would not be sent them at all.
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, [_signal.SIGINT, _signal.SIGTERM])
         channel.send(talk.READY)
         prctl(PR_SET_PDEATHSIG, 0)
         stage2.execute(program, ["/pause"], [])

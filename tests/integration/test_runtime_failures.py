@@ -1,0 +1,177 @@
+"""A creation that fails, at whatever step, leaves nothing: no cgroup, mount, directory, process or descriptor."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runtime_bundle import Box
+
+from sampan.errors import StageFailed
+from sampan.runtime import trace
+from sampan.runtime.handler import Stdio
+from sampan.runtime.sandbox import create_sandbox, destroy_sandbox
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    made = Box(tmp_path)
+    yield made
+    trace.hook = None
+    made.discard()
+
+
+def _everything(box: Box) -> dict[str, object]:
+    """What could be left, as this process sees it."""
+    with open("/proc/self/mountinfo") as file:
+        mounts = file.read()
+    with open("/proc/self/task/%d/children" % os.getpid()) as file:
+        children = file.read()
+    state = box.handler.root
+    return {
+        "mounts": mounts,
+        "children": children,
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "state": os.listdir(state) if os.path.isdir(state) else [],
+        "cgroups": [
+            directory
+            for directory in (f"/sys/fs/cgroup/{name}/sampan" for name in os.listdir("/sys/fs/cgroup"))
+            if os.path.exists(f"{directory}/{box.container_id}")
+        ],
+        "pid namespace": os.readlink("/proc/self/ns/pid_for_children"),
+        "groups": os.getgroups(),
+    }
+
+
+class _FailAt:
+    """A trace hook that fails at the n-th step; counted over runtime and init together, which take turns."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, name: str) -> None:
+        if name == self._name:
+            raise OSError(5, "injected")
+
+
+def _steps(box: Box) -> list[str]:
+    """Names of the steps of a creation that goes well."""
+    trace.start()
+    try:
+        box.discard(box.create("sleep", "100"))
+        names = [name for _, name, _, _, _ in trace.spans()]
+    finally:
+        trace._rows = None
+    # What follows belongs to the deletion.
+    names = names[names.index("make state directory") : names.index("container is created")]
+    return [name for name in dict.fromkeys(names) if name != "container is set up"]
+
+
+def _prepare(box: Box) -> None:
+    box.linux["sysctl"] = {"net.ipv4.ip_forward": "1"}
+    box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
+    box.config["mounts"].append(
+        {"destination": "/data", "type": "bind", "source": str(box.directory), "options": ["rbind", "ro"]}
+    )
+    box.process["terminal"] = True
+    box.process["rlimits"] = [{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]
+    box.process["oomScoreAdj"] = 100
+    box.config["root"]["readonly"] = True
+
+
+def test_a_failure_at_any_step_of_create_leaves_nothing(box: Box) -> None:
+    _prepare(box)
+    steps = _steps(box)
+    assert len(steps) > 40
+    before = _everything(box)
+    for name in steps:
+        trace.hook = _FailAt(name)
+        with pytest.raises(StageFailed, match="injected") as caught:
+            box.create("sleep", "100")
+        trace.hook = None
+        assert caught.value.stage == name
+        assert _everything(box) == before, name
+    # And none of it stands in the way of the next.
+    box.discard(box.create("sleep", "100"))
+    assert _everything(box) == before
+
+
+def test_a_failure_at_any_step_of_exec_leaves_the_container_as_it_was(box: Box) -> None:
+    _prepare(box)
+    created = box.create("sleep", "100")
+    box.handler.start(box.container_id)
+    process = {**box.process, "args": ["true"]}
+    trace.start()
+    try:
+        one = box.handler.exec(box.container_id, process, Stdio())
+        steps = list(dict.fromkeys(name for _, name, _, _, _ in trace.spans()))
+    finally:
+        trace._rows = None
+    os.waitpid(one.pid, 0)
+    os.close(one.console)
+    before = _everything(box)
+    for name in steps:
+        if name == "container is set up":
+            continue
+        trace.hook = _FailAt(name)
+        with pytest.raises(StageFailed, match="injected"):
+            box.handler.exec(box.container_id, process, Stdio())
+        trace.hook = None
+        assert _everything(box) == before, name
+    assert box.handler.pids(box.container_id) == [created.pid]
+    box.discard(created)
+
+
+def test_a_failure_at_any_step_of_a_sandbox_leaves_nothing(box: Box) -> None:
+    directory = str(box.directory / "ns")
+    mapping = [{"containerID": 0, "hostID": 200000, "size": 65536}]
+
+    def make() -> None:
+        sandbox = create_sandbox(
+            directory,
+            ["network", "ipc", "uts", "user"],
+            hostname="pod",
+            sysctls={"net.ipv4.ip_forward": "1"},
+            uid_mappings=mapping,  # type: ignore[arg-type]
+            gid_mappings=mapping,  # type: ignore[arg-type]
+            pause=True,
+            pause_cgroup=f"/sampan/{box.container_id}",
+        )
+        os.close(sandbox.pidfd)
+        destroy_sandbox(directory, pause_pid=sandbox.pause_pid, pause_cgroup=f"/sampan/{box.container_id}")
+
+    trace.start()
+    try:
+        make()
+        names = [name for _, name, _, _, _ in trace.spans()]
+    finally:
+        trace._rows = None
+    steps = list(dict.fromkeys(names[: names.index("sandbox is made")]))
+    before = _everything(box)
+    for name in steps:
+        trace.hook = _FailAt(name)
+        with pytest.raises(StageFailed, match="injected"):
+            make()
+        trace.hook = None
+        assert _everything(box) == before, name
+        assert not os.path.exists(directory), name
+
+
+def test_an_init_that_is_killed_while_it_is_set_up_fails_the_create(box: Box) -> None:
+    parent = os.getpid()
+
+    def die(name: str) -> None:
+        if name == "pivot root" and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    box.discard(box.create("true"))  # What is made once and kept, is made.
+    before = _everything(box)
+    box.linux["namespaces"] = [one for one in box.linux["namespaces"] if one["type"] != "pid"]
+    trace.hook = die
+    with pytest.raises(StageFailed, match="without a word"):
+        box.create("true")
+    trace.hook = None
+    assert _everything(box) == before

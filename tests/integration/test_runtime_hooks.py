@@ -1,0 +1,96 @@
+"""Hooks: which run when, where, with what, and what their failures do."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runtime_bundle import Box
+
+from sampan.errors import StageFailed
+
+pytestmark = pytest.mark.root
+
+KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    made = Box(tmp_path)
+    yield made
+    made.discard()
+
+
+def _hook(script: str, **more: Any) -> dict[str, Any]:
+    return {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"], **more}
+
+
+def test_all_hooks_run_in_order_with_the_state(box: Box, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.mkdir(mode=0o777)
+    box.config["mounts"].append({"destination": "/log", "type": "bind", "source": str(log), "options": ["bind"]})
+    box.config["hooks"] = {
+        kind: [
+            _hook(
+                f"cat > {'/log' if kind == 'startContainer' else log}/{number}-{kind};"
+                f"readlink /proc/self/ns/mnt > {'/log' if kind == 'startContainer' else log}/ns-{kind}"
+            )
+        ]
+        for number, kind in enumerate(KINDS)
+    }
+    created = box.create("sleep", "100")
+    assert sorted(p.name for p in log.glob("[0-9]*")) == ["0-prestart", "1-createRuntime", "2-createContainer"]
+    box.handler.start(box.container_id)
+    box.handler.kill(box.container_id, 9)
+    os.waitpid(created.pid, 0)
+    box.handler.delete(box.container_id)
+    states = [json.loads((log / f"{number}-{kind}").read_text()) for number, kind in enumerate(KINDS)]
+    assert [state["status"] for state in states] == [
+        "creating", "creating", "creating", "created", "running", "stopped",
+    ]  # fmt: skip
+    assert all(state["id"] == box.container_id and state["bundle"] == str(box.bundle) for state in states)
+    assert [state["pid"] for state in states] == [created.pid, created.pid, 1, 1, created.pid, 0]
+    here = os.readlink("/proc/self/ns/mnt")
+    inside = [(log / f"ns-{kind}").read_text().strip() != here for kind in KINDS]
+    assert inside == [False, False, True, True, False, False]
+
+
+@pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer"])
+def test_a_hook_that_fails_fails_the_create(box: Box, kind: str) -> None:
+    box.config["hooks"] = {kind: [_hook("echo so it goes >&2; exit 3")]}
+    with pytest.raises(StageFailed, match=f"{kind} hook 0.*exit status 3: so it goes"):
+        box.create("true")
+    assert os.listdir(box.handler.root) == []
+
+
+def test_a_start_container_hook_that_fails_fails_the_start(box: Box) -> None:
+    box.config["hooks"] = {"startContainer": [_hook("exit 3")]}
+    created = box.create("true")
+    with pytest.raises(StageFailed, match="exit status 3"):
+        box.handler.start(box.container_id)
+    os.waitpid(created.pid, 0)
+
+
+def test_a_hook_is_held_to_its_timeout(box: Box) -> None:
+    box.config["hooks"] = {"createRuntime": [_hook("exec sleep 60", timeout=1)]}
+    with pytest.raises(StageFailed, match="still running after 1 s"):
+        box.create("true")
+
+
+def test_a_hook_that_does_not_exist_is_named(box: Box) -> None:
+    box.config["hooks"] = {"createRuntime": [{"path": "/no/such/hook"}]}
+    with pytest.raises(StageFailed, match="createRuntime hook 0 at /no/such/hook: ENOENT"):
+        box.create("true")
+
+
+def test_a_create_container_hook_sees_the_containers_mounts_at_the_root_path(box: Box) -> None:
+    box.config["hooks"] = {"createContainer": [_hook(f"mkdir {box.rootfs}/dev/made; test -e {box.rootfs}/proc/self")]}
+    assert box.sh("ls -d /dev/made") == "/dev/made"
+
+
+def test_a_poststop_hook_that_fails_does_not_keep_the_container(box: Box) -> None:
+    box.config["hooks"] = {"poststop": [_hook("exit 3")]}
+    assert box.run("true").status == 0
+    assert os.listdir(box.handler.root) == []

@@ -1,0 +1,383 @@
+"""Attacks that once worked on container runtimes, tried on this one. docs/security.md lists each with its defence."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runtime_bundle import Box
+
+from sampan.errors import InvalidInput, StageFailed
+from sampan.runtime.handler import Stdio
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    made = Box(tmp_path)
+    yield made
+    made.discard()
+
+
+def _bind(box: Box, destination: str, source: Path | str, *options: str) -> None:
+    box.config["mounts"].append(
+        {"destination": destination, "source": str(source), "type": "bind", "options": ["rbind", *options]}
+    )
+
+
+# /proc/self/exe: CVE-2019-5736
+
+
+def test_self_exe_is_not_the_hosts_interpreter(box: Box) -> None:
+    """An image whose program is a link to /proc/self/exe gets the sealed trampoline, which can't be written."""
+    (box.rootfs / "bin" / "evil").symlink_to("/proc/self/exe")
+    created = box.create("evil")
+    with pytest.raises((StageFailed, AssertionError)):
+        box.handler.start(box.container_id)
+        # Executed with the program's arguments as its own, it can't do anything useful and ends.
+        assert os.waitstatus_to_exitcode(os.waitpid(created.pid, 0)[1]) == 0
+    box.discard(created)
+
+
+def test_the_trampoline_cannot_be_written(box: Box) -> None:
+    created = box.create("sleep", "100")
+    exe = f"/proc/{created.pid}/exe"
+    for flags in (os.O_WRONLY, os.O_RDWR):
+        with pytest.raises(OSError, match="Text file busy|Operation not permitted"):
+            os.close(os.open(exe, flags))
+    box.discard(created)
+    from sampan.linux.process import F_ADD_SEALS
+    from sampan.runtime import stage2
+
+    import fcntl
+
+    seals = fcntl.fcntl(stage2.program(), F_ADD_SEALS + 1)
+    assert seals & 0xF == 0xF
+    with pytest.raises(PermissionError):
+        os.pwrite(stage2.program(), b"x", 0)
+
+
+def test_exec_runs_no_interpreter_in_the_container(box: Box) -> None:
+    (box.rootfs / "bin" / "evil").symlink_to("/proc/self/exe")
+    created = box.create("sleep", "100")
+    box.handler.start(box.container_id)
+    ended = box.exec("readlink", "/proc/self/exe")
+    assert ended.output == "/bin/busybox\n"
+    assert box.exec("evil").status != 0
+    box.discard(created)
+
+
+# procfs and sysfs mounts redirected: CVE-2019-16884, CVE-2019-19921, CVE-2023-27561, CVE-2023-28642
+
+
+@pytest.mark.parametrize("path", ["/proc", "/sys"])
+def test_proc_and_sys_are_not_mounted_through_symlinks(box: Box, path: str) -> None:
+    (box.rootfs / "elsewhere").mkdir()
+    (box.rootfs / path[1:]).symlink_to("elsewhere")
+    with pytest.raises(StageFailed, match=f"at {path}: ELOOP"):
+        box.create("true")
+
+
+@pytest.mark.parametrize(
+    "destination", ["/proc/self/attr", "/proc/1", "/proc/sys", "/proc/version", "/proc/../proc/self/fd"]
+)
+def test_volumes_do_not_go_inside_proc(box: Box, tmp_path: Path, destination: str) -> None:
+    _bind(box, destination, tmp_path)
+    with pytest.raises(StageFailed, match="a mount inside /proc is refused"):
+        box.create("true")
+
+
+def test_a_volume_does_not_reach_proc_through_a_symlink(box: Box, tmp_path: Path) -> None:
+    (box.rootfs / "innocent").symlink_to("/proc/self")
+    _bind(box, "/innocent/attr", tmp_path)
+    with pytest.raises(StageFailed, match="refused|ELOOP"):
+        box.create("true")
+
+
+def test_a_volume_over_the_whole_of_proc_is_no_procfs(box: Box, tmp_path: Path) -> None:
+    """Labels are written to what is checked to be procfs, sysctls through the host's own."""
+    (tmp_path / "fake" / "self" / "attr").mkdir(parents=True)
+    (tmp_path / "fake" / "thread-self" / "attr").mkdir(parents=True)
+    (tmp_path / "fake" / "thread-self" / "attr" / "exec").touch()
+    box.config["mounts"] = [one for one in box.config["mounts"] if one["destination"] != "/proc"]
+    _bind(box, "/proc", tmp_path / "fake")
+    box.process["apparmorProfile"] = "x"
+    with pytest.raises(StageFailed):
+        box.create("true")
+    assert (tmp_path / "fake" / "thread-self" / "attr" / "exec").read_text() == ""
+
+
+def test_lxcfs_files_may_be_bound(box: Box, tmp_path: Path) -> None:
+    (tmp_path / "uptime").write_text("1.00 1.00\n")
+    _bind(box, "/proc/uptime", tmp_path / "uptime")
+    assert box.sh("cat /proc/uptime") == "1.00 1.00"
+
+
+def test_sysctls_are_not_redirected_by_a_fake_proc_sys(box: Box, tmp_path: Path) -> None:
+    """CVE-2025-52881: what is mounted at /proc must not take the runtime's writes."""
+    fake = tmp_path / "fake" / "sys" / "net" / "ipv4"
+    fake.mkdir(parents=True)
+    (fake / "ip_forward").write_text("untouched")
+    box.config["mounts"] = [one for one in box.config["mounts"] if one["destination"] != "/proc"]
+    _bind(box, "/proc", tmp_path / "fake")
+    box.linux["sysctl"] = {"net.ipv4.ip_forward": "1"}
+    assert box.run("cat", "/proc/sys/net/ipv4/ip_forward").output == "untouched"
+
+
+# masked paths: CVE-2025-31133
+
+
+def test_masks_use_the_real_null_device(box: Box) -> None:
+    """An image or a mount that makes /dev/null a link to a secret gets no window onto it."""
+    box.config["mounts"] = [one for one in box.config["mounts"] if not one["destination"].startswith("/dev")]
+    (box.rootfs / "dev").mkdir()
+    (box.rootfs / "dev" / "null").symlink_to("/proc/sysrq-trigger")
+    (box.rootfs / "etc" / "secret").write_text("secret")
+    box.linux["maskedPaths"] = ["/etc/secret"]
+    with pytest.raises(StageFailed, match="make default devices"):
+        box.create("true")
+    (box.rootfs / "dev" / "null").unlink()
+    assert box.sh("cat /etc/secret; stat -c %t:%T /etc/secret") == "1:3"
+
+
+# the terminal: CVE-2025-52565
+
+
+def test_the_console_is_bound_on_the_inode_that_was_opened(box: Box) -> None:
+    box.process["terminal"] = True
+    (box.rootfs / "dev").mkdir(exist_ok=True)
+    box.config["mounts"] = [one for one in box.config["mounts"] if not one["destination"].startswith("/dev")]
+    (box.rootfs / "dev" / "ptmx").write_text("not a terminal")
+    (box.rootfs / "dev" / "pts").mkdir()
+    with pytest.raises(StageFailed, match="open terminal"):
+        box.create("true")
+
+
+# destinations swapped while they are mounted: CVE-2021-30465
+
+
+def test_a_destination_that_is_swapped_stays_inside(box: Box, tmp_path: Path) -> None:
+    """One thread swaps the destination with a link to the outside while containers are made."""
+    target = tmp_path / "outside"
+    target.mkdir()
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "marker").touch()
+    place = box.rootfs / "mnt" / "place"
+    place.mkdir(parents=True)
+    link = box.rootfs / "mnt" / "link"
+    link.symlink_to("../" * 20 + str(target))
+
+    def swap() -> None:
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        while True:
+            libc.renameat2(-100, os.fsencode(place), -100, os.fsencode(link), 2)
+
+    _bind(box, "/mnt/place", source)
+    # A process of its own swaps: the runtime forks, and must be alone in its process.
+    pid = os.fork()
+    if pid == 0:
+        try:
+            swap()
+        finally:
+            os._exit(0)
+    try:
+        seen = 0
+        for _ in range(40):
+            try:
+                created = box.create("true")
+            except StageFailed:
+                continue
+            with open(f"/proc/{created.pid}/mountinfo") as file:
+                points = [line.split()[4] for line in file if "source" in line.split()[3]]
+            seen += len(points)
+            assert len(points) == 1, points
+            box.discard(created)
+            assert not (target / "marker").exists()
+        assert seen
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+
+
+# leaked descriptors and working directories: CVE-2024-21626
+
+
+@pytest.mark.parametrize("number", range(3, 12))
+def test_no_descriptor_of_the_runtime_is_a_working_directory(box: Box, number: int) -> None:
+    box.process["cwd"] = f"/proc/self/fd/{number}"
+    with pytest.raises(StageFailed, match="change directory"):
+        box.create("pwd")
+
+
+def test_a_descriptor_of_the_caller_does_not_leak(box: Box) -> None:
+    fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    os.set_inheritable(fd, True)
+    try:
+        created = box.create("sleep", "100")
+        box.handler.start(box.container_id)
+        held = sorted(int(name) for name in os.listdir(f"/proc/{created.pid}/fd"))
+        assert held == [0, 1, 2]
+        inside = box.handler.exec(box.container_id, {**box.process, "args": ["sleep", "100"]}, Stdio())
+        assert sorted(int(name) for name in os.listdir(f"/proc/{inside.pid}/fd")) == [0, 1, 2]
+        box.handler.kill(box.container_id, 9)
+        os.waitpid(inside.pid, 0)
+        box.discard(created)
+    finally:
+        os.close(fd)
+
+
+def test_exec_through_a_link_to_a_descriptor_finds_nothing(box: Box) -> None:
+    created = box.create("sleep", "100")
+    box.handler.start(box.container_id)
+    for number in range(3, 10):
+        with pytest.raises(StageFailed, match="change directory"):
+            box.handler.exec(
+                box.container_id, {**box.process, "args": ["pwd"], "cwd": f"/proc/self/fd/{number}"}, Stdio()
+            )
+    box.discard(created)
+
+
+# capabilities: CVE-2022-29162
+
+
+def test_exec_gives_no_inheritable_capabilities(box: Box) -> None:
+    created = box.create("sleep", "100")
+    box.handler.start(box.container_id)
+    said = box.exec("grep", "-E", "CapInh|CapAmb", "/proc/self/status").output
+    assert said.split() == ["CapInh:", "0" * 16, "CapAmb:", "0" * 16]
+    box.discard(created)
+
+
+# cgroups in user namespaces: CVE-2023-25809
+
+
+def test_cgroups_are_not_writable_from_a_user_namespace(box: Box) -> None:
+    mapping = [{"containerID": 0, "hostID": 200000, "size": 65536}]
+    box.linux["uidMappings"] = box.linux["gidMappings"] = mapping
+    box.linux["namespaces"].append({"type": "user"})
+    for path in (box.rootfs, *box.rootfs.rglob("*")):
+        os.lchown(path, 200000, 200000)
+    box.config["mounts"].append(
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"]}
+    )
+    assert (
+        box.sh(
+            "cd /sys/fs/cgroup; ! mkdir pids/x 2>/dev/null; ! echo 1 2>/dev/null > pids/cgroup.procs;"
+            "! mount -o remount,rw /sys/fs/cgroup 2>/dev/null; echo shut"
+        )
+        == "shut"
+    )
+
+
+# directories made outside the root: CVE-2024-45310
+
+
+def test_missing_directories_are_not_made_outside(box: Box, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (box.rootfs / "out").symlink_to(outside)
+    (box.rootfs / "up").symlink_to("../../../../../../../../" + str(outside))
+    source = tmp_path / "source"
+    source.mkdir()
+    _bind(box, "/out/new/deep", source)
+    _bind(box, "/up/other", source)
+    box.linux["devices"] = [{"type": "c", "path": "/out/dev/null", "major": 1, "minor": 3}]
+    box.process["cwd"] = "/up/cwd"
+    assert box.sh("pwd") == f"{outside}/cwd"
+    assert not outside.exists()
+    assert stat.S_ISCHR((box.rootfs / str(outside)[1:] / "dev" / "null").stat().st_mode)
+
+
+# numbers that overflow: CVE-2024-40635, CVE-2021-43784
+
+
+@pytest.mark.parametrize("uid", [2**32 - 1, 2**32, -1, 2**31 * 4, 1.5, "0", True])
+def test_user_ids_do_not_wrap_to_root(box: Box, uid: Any) -> None:
+    box.process["user"] = {"uid": uid, "gid": 0}
+    with pytest.raises(InvalidInput, match=r"process\.user\.uid"):
+        box.create("true")
+
+
+def test_the_largest_user_id_is_itself(box: Box) -> None:
+    box.process["user"] = {"uid": 2**32 - 2, "gid": 2**32 - 2}
+    assert box.sh("grep Uid /proc/self/status").split()[1] == str(2**32 - 2)
+
+
+def test_mappings_do_not_overflow_into_the_hosts_root(box: Box) -> None:
+    box.linux["namespaces"].append({"type": "user"})
+    box.linux["uidMappings"] = [{"containerID": 0, "hostID": 2**32 - 2, "size": 2**32 - 1}]
+    box.linux["gidMappings"] = [{"containerID": 0, "hostID": 100000, "size": 2**32}]
+    with pytest.raises(InvalidInput) as caught:
+        box.create("true")
+    assert "linux.gidMappings[0].size" in str(caught.value)
+
+
+# supplementary groups: CVE-2023-25173
+
+
+def test_only_the_groups_asked_for(box: Box) -> None:
+    box.process["user"] = {"uid": 33, "gid": 33, "additionalGids": []}
+    os.setgroups([0, 4, 27])
+    try:
+        assert box.sh("id -G") == "33"
+    finally:
+        os.setgroups([])
+
+
+# what is between fork and exec
+
+
+def test_nobody_can_look_into_a_process_that_is_being_set_up(box: Box) -> None:
+    """Another process of the same user, without CAP_SYS_PTRACE, is kept out: the init is not dumpable."""
+    from sampan.runtime import trace
+
+    parent = os.getpid()
+    reader, writer = os.pipe()
+
+    def look(name: str) -> None:
+        if os.getpid() == parent or name != "set mount propagation":
+            return
+        init = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            from sampan.linux import capabilities
+
+            capabilities.set_sets(0, 0, 0)
+            try:
+                os.readlink(f"/proc/{init}/exe")
+                os.write(writer, b"seen")
+            except PermissionError:
+                os.write(writer, b"shut")
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+
+    box.linux["namespaces"] = [one for one in box.linux["namespaces"] if one["type"] != "pid"]
+    trace.hook = look
+    try:
+        created = box.create("sleep", "100", stdio=Stdio())
+    finally:
+        trace.hook = None
+        os.close(writer)
+    assert os.read(reader, 10) == b"shut"
+    os.close(reader)
+    box.discard(created)
+
+
+def test_no_file_of_the_container_is_loaded_by_the_interpreter(box: Box) -> None:
+    """The init's interpreter must not import from the container's file system, whatever lies there."""
+    import sys
+
+    for directory in {entry for entry in sys.path if entry.startswith("/")}:
+        place = box.rootfs / directory[1:]
+        if "lib/python" in directory:
+            place.mkdir(parents=True, exist_ok=True)
+            for name in ("encodings", "codecs", "resource", "stat", "fcntl", "sitecustomize"):
+                (place / f"{name}.py").write_text("import os; os.write(1, b'loaded'); os._exit(99)\n")
+    ended = box.run("echo", "fine")
+    assert (ended.status, ended.output) == (0, "fine\n")
