@@ -59,6 +59,9 @@ class Pod:
         limits = changes.pop("resources", None)
         if limits is not None:
             config["linux"]["resources"] = limits
+        config["linux"]["namespaces"] = changes.pop("namespaces", config["linux"]["namespaces"])
+        if any("path" in one and one["type"] == "uts" for one in config["linux"]["namespaces"]):
+            del config["hostname"]
         config["process"].update(changes)
         (path / "config.json").write_text(json.dumps(config))
         return str(path)

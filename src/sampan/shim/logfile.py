@@ -44,7 +44,7 @@ class LogFile:
             self.lost += size
             return
         if written < size:
-            self._finish(b"".join(buffers)[written:], written)
+            self._finish(b"".join(buffers), written)
 
     def reopen(self) -> None:
         """Go on in the file that is now at the path; the old one has every line so far."""
@@ -60,17 +60,16 @@ class LogFile:
         if fd >= 0:
             os.close(fd)
 
-    def _finish(self, rest: bytes, written: int) -> None:
-        """Write what a short write left, or take back its beginning."""
+    def _finish(self, lines: bytes, written: int) -> None:
+        """Write what a short write left, or take back the beginning of the line that has no room."""
         try:
-            while rest:
-                done = os.write(self._fd, rest)
-                written += done
-                rest = rest[done:]
+            while written < len(lines):
+                written += os.write(self._fd, lines[written:])
         except OSError:
-            self.lost += written + len(rest)
+            whole = lines.rfind(b"\n", 0, written) + 1
+            self.lost += len(lines) - whole
             try:
-                os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - (written - whole))
             except OSError:
                 pass  # not a regular file: nothing can be taken back
 

@@ -17,8 +17,10 @@ from sampan.linux import process
 from sampan.shim import sockets
 from sampan.shim.container import Container, Settings
 from sampan.shim.exits import write_document
+from sampan.shim.helper import ForkingHandler
 from sampan.shim.journal import Journal
 from sampan.shim.loop import Loop
+from sampan.shim.podns import PodNamespaces
 from sampan.shim.service import Service
 from sampan.wire import crilog, frames
 
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sampan.runtime.handler import Handler
-    from sampan.runtime.sandbox import Sandbox
     from sampan.shim.exits import Exit
     from sampan.shim.service import Call
 
@@ -42,8 +43,9 @@ class Options:
     """How a monitor works; from its maker.
 
     ``handler`` is ``{"type": "native", "root": ...}`` or ``{"type": "external", "binary": ..., "root": ...,
-    "options": [...]}``, each with ``"systemd": true`` where systemd makes the cgroups. ``log_max_line`` is the
-    length over which log lines are cut.
+    "options": [...]}``, each with ``"systemd": true`` where systemd makes the cgroups; ``seccomp_cache`` of a native
+    one is a folder for compiled filters, by default beside its root. ``log_max_line`` is the length over which log
+    lines are cut.
     """
 
     __slots__ = ("handler", "log_max_line")
@@ -60,7 +62,8 @@ class Options:
         if kind == "native":
             from sampan.runtime.native import NativeHandler
 
-            return NativeHandler(root, systemd_cgroup=systemd)
+            cache = str(self.handler.get("seccomp_cache") or f"{os.path.dirname(root)}/seccomp")
+            return NativeHandler(root, systemd_cgroup=systemd, seccomp_cache=cache)
         if kind == "external":
             from sampan.runtime.external import ExternalHandler
 
@@ -79,6 +82,9 @@ def main(pod_id: str, directory: str, listener: _socket.socket, options: Options
         options: How it works.
     """
     process.become_subreaper()
+    name = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(name, b"sampan-monitor")  # prctl(2) does the same, and its buffer would be a new ctypes type: 100 KB
+    os.close(name)
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 2)
     os.close(null)
@@ -104,8 +110,7 @@ class Monitor:
         self._made_handler: Handler | None = None
         self._containers: dict[str, Container] = {}
         self._journal = Journal()
-        self._sandbox: Sandbox | None = None
-        self._sandbox_request: dict[str, Any] = {}
+        self._sandbox: PodNamespaces | None = None
         self._on_empty: Callable[[], None] | None = None
         self._loop = Loop(self._reaped)
         self._service = Service(
@@ -154,7 +159,7 @@ class Monitor:
     @property
     def _handler(self) -> Handler:
         if self._made_handler is None:
-            self._made_handler = self._options.make_handler()
+            self._made_handler = ForkingHandler(self._options.make_handler)
         return self._made_handler
 
     def _container(self, call: Call) -> Container:
@@ -169,6 +174,7 @@ class Monitor:
             if container.reaped(pid, status):
                 return
         if self._sandbox is not None and pid == self._sandbox.pause_pid:
+            self._sandbox.pause_ended = True
             self._journal.publish("pause-exit", "", pid=pid)
             return
         # Anything else is an orphan that we adopted as the subreaper.
@@ -180,39 +186,24 @@ class Monitor:
             "pid": os.getpid(),
             "version": __version__,
             "handler": self._options.handler,
-            "sandbox": None if sandbox is None else {"pause_pid": sandbox.pause_pid, "paths": sandbox.paths},
+            "sandbox": None if sandbox is None else sandbox.describe(),
             "events": self._journal.last,
             "containers": [container.describe() for container in self._containers.values()],
         }
 
     def _create_sandbox(self, call: Call) -> dict[str, Any]:
         if self._sandbox is None:
-            from sampan.runtime.sandbox import create_sandbox
-
             kinds = call.body.get("kinds")
             if not isinstance(kinds, list):
                 raise InvalidInput("must be a list", field="kinds")
-            options = call.body.get("options") or {}
-            self._sandbox = create_sandbox(call.text("directory"), kinds, **options)
-            self._sandbox_request = {
-                "directory": call.text("directory"),
-                "pause_cgroup": options.get("pause_cgroup", ""),
-            }
-        elif call.text("directory") != self._sandbox_request["directory"]:
+            self._sandbox = PodNamespaces(call.text("directory"), kinds, call.body.get("options") or {})
+        elif call.text("directory") != self._sandbox.directory:
             raise AlreadyExists(f"pod {self._pod_id} has its namespaces already")
-        return {"pause_pid": self._sandbox.pause_pid, "paths": self._sandbox.paths}
+        return self._sandbox.describe()
 
     def _destroy_sandbox(self, _: Call) -> dict[str, Any]:
         if self._sandbox is not None:
-            from sampan.runtime.sandbox import destroy_sandbox
-
-            destroy_sandbox(
-                self._sandbox_request["directory"],
-                pause_pid=self._sandbox.pause_pid,
-                pause_cgroup=self._sandbox_request["pause_cgroup"],
-            )
-            if self._sandbox.pidfd >= 0:
-                os.close(self._sandbox.pidfd)
+            self._sandbox.destroy()
             self._sandbox = None
         return {}
 

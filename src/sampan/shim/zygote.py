@@ -10,6 +10,7 @@ import _thread
 import os
 import select
 import sys
+import time
 
 from sampan.errors import SampanError, TimedOut, Unavailable
 from sampan.shim import interpreter, sockets
@@ -213,3 +214,14 @@ class Zygote:
 def _dependency_paths() -> list[str]:
     """Folders in which the running program finds what is not of the standard library."""
     return [path for path in sys.path if path.endswith(("site-packages", "dist-packages")) and os.path.isdir(path)]
+
+
+def echo(argument: object, descriptors: list[int]) -> object:
+    """A worker's function that shows what it was given: for tests, and to see that a machine can run workers."""
+    return {"argument": argument, "descriptors": len(descriptors)}
+
+
+def stay(argument: object, descriptors: list[int]) -> None:  # noqa: ARG001
+    """A worker's function that never returns."""
+    while True:
+        time.sleep(3600)

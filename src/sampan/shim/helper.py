@@ -1,0 +1,149 @@
+"""Doing the OCI runtime's work in a process that ends with it.
+
+The runtime is much code for a process that then sits for weeks. Run in the monitor, it would leave there a megabyte of
+pages that are no longer shared with the zygote (every object that Python touches is written to: its reference count).
+Run in a fork of the monitor, it leaves nothing. What it started becomes the monitor's own: the monitor is the
+subreaper.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import _socket
+import gc
+import os
+
+from sampan.runtime.handler import Created
+from sampan.shim import sockets
+from sampan.wire import frames
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from sampan.runtime.handler import Handler, Stdio
+
+
+def run(work: Callable[[], tuple[dict[str, Any], list[int]]]) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Call ``work`` in a fork of the caller; its result, and copies of the descriptors that it returned.
+
+    Raises:
+        SampanError: The one that ``work`` raised.
+    """
+    ours, theirs = sockets.pair()
+    pid = os.fork()
+    if pid == 0:
+        _answer(theirs, work)
+    theirs.close()
+    channel = sockets.Channel(ours, "the runtime")
+    try:
+        frame = channel.receive()
+    finally:
+        channel.close()
+        os.waitpid(pid, 0)
+    if frame.kind == frames.ERROR:
+        raise frames.restore_error(frame.body)
+    return frame.body, frame.descriptors
+
+
+def _answer(connection: _socket.socket, work: Callable[[], tuple[dict[str, Any], list[int]]]) -> None:
+    try:
+        gc.disable()
+        _signal.set_wakeup_fd(-1)
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        descriptors: list[int] = []
+        try:
+            body, descriptors = work()
+            answer = frames.encode(frames.REPLY, 0, body, len(descriptors))
+        except BaseException as error:  # noqa: BLE001
+            answer = frames.encode(frames.ERROR, 0, frames.describe_error(error))
+        sockets.send(connection, answer, descriptors)
+    finally:
+        os._exit(0)
+
+
+class ForkingHandler:
+    """A handler whose heavy operations are done in forks; the light ones are done here.
+
+    Args:
+        make: Makes the real handler.
+    """
+
+    def __init__(self, make: Callable[[], Handler]) -> None:
+        self._make = make
+        self._made: Handler | None = None
+
+    @property
+    def _handler(self) -> Handler:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created:
+        """See :class:`~sampan.runtime.handler.Handler`, as for the other methods."""
+        return _created(lambda: self._handler.create(container_id, bundle, stdio))
+
+    def start(self, container_id: str) -> None:
+        """Here: it opens a fifo."""
+        self._handler.start(container_id)
+
+    def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio) -> Created:
+        """Here: a probe runs every few seconds, and a fork doubles its time."""
+        return self._handler.exec(container_id, process, stdio)
+
+    def kill(self, container_id: str, signal: int, *, all: bool = False) -> None:
+        """In a fork."""
+        self._run(lambda: self._handler.kill(container_id, signal, all=all))
+
+    def delete(self, container_id: str, *, force: bool = False) -> None:
+        """In a fork."""
+        self._run(lambda: self._handler.delete(container_id, force=force))
+
+    def pause(self, container_id: str) -> None:
+        """In a fork."""
+        self._run(lambda: self._handler.pause(container_id))
+
+    def resume(self, container_id: str) -> None:
+        """In a fork."""
+        self._run(lambda: self._handler.resume(container_id))
+
+    def update(self, container_id: str, resources: dict[str, Any]) -> None:
+        """In a fork."""
+        self._run(lambda: self._handler.update(container_id, resources))
+
+    def stats(self, container_id: str) -> dict[str, Any]:
+        """In a fork."""
+        stats: dict[str, Any] = _ask(lambda: self._handler.stats(container_id))
+        return stats
+
+    def pids(self, container_id: str) -> list[int]:
+        """In a fork."""
+        pids: list[int] = _ask(lambda: self._handler.pids(container_id))
+        return pids
+
+    def state(self, container_id: str) -> dict[str, Any]:
+        """In a fork."""
+        state: dict[str, Any] = _ask(lambda: self._handler.state(container_id))
+        return state
+
+    @staticmethod
+    def _run(work: Callable[[], None]) -> None:
+        def task() -> tuple[dict[str, Any], list[int]]:
+            work()
+            return {}, []
+
+        run(task)
+
+
+def _ask(work: Callable[[], Any]) -> Any:
+    return run(lambda: ({"value": work()}, []))[0]["value"]
+
+
+def _created(work: Callable[[], Created]) -> Created:
+    def task() -> tuple[dict[str, Any], list[int]]:
+        made = work()
+        return {"pid": made.pid}, [made.console] if made.console >= 0 else []
+
+    body, descriptors = run(task)
+    return Created(int(body["pid"]), descriptors[0] if descriptors else -1)

@@ -1,0 +1,51 @@
+"""The namespaces that a pod's containers share, held by its monitor."""
+
+from __future__ import annotations
+
+from sampan.shim import helper
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class PodNamespaces:
+    """Namespaces that are pinned as files and, where PIDs are shared, the pause process that holds theirs.
+
+    Args:
+        directory: Where they are pinned.
+        kinds: OCI types of those to make.
+        options: The other arguments of :func:`sampan.runtime.sandbox.create_sandbox`.
+    """
+
+    __slots__ = ("_options", "directory", "paths", "pause_ended", "pause_pid")
+
+    def __init__(self, directory: str, kinds: list[str], options: dict[str, Any]) -> None:
+        self.directory = directory
+        self._options = options
+        self.pause_ended = False
+
+        def make() -> tuple[dict[str, Any], list[int]]:
+            from sampan.runtime.sandbox import create_sandbox
+
+            made = create_sandbox(directory, kinds, **options)
+            return {"pause_pid": made.pause_pid, "paths": made.paths}, []
+
+        body, _ = helper.run(make)
+        self.pause_pid: int = body["pause_pid"]
+        self.paths: dict[str, str] = body["paths"]
+
+    def describe(self) -> dict[str, Any]:
+        """For replies."""
+        return {"pause_pid": 0 if self.pause_ended else self.pause_pid, "paths": self.paths}
+
+    def destroy(self) -> None:
+        """End the pause process and let go of the namespaces; they go with the last container in them."""
+        from sampan.runtime.sandbox import destroy_sandbox
+
+        destroy_sandbox(
+            self.directory,
+            pause_pid=0 if self.pause_ended else self.pause_pid,
+            pause_cgroup=str(self._options.get("pause_cgroup", "")),
+            systemd=self._options.get("systemd") is True,
+        )

@@ -1,0 +1,162 @@
+"""Sinks, sources and the loop, on real pipes and sockets."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sampan.shim import streams
+from sampan.shim.logfile import LogFile
+from sampan.shim.loop import Loop
+from sampan.shim.streams import Sink, Source
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop(lambda pid, status: None)
+    yield made
+    made.close()
+
+
+def test_a_sink_keeps_what_is_not_read_yet_and_says_when_there_is_room(loop: Loop) -> None:
+    reading, writing = os.pipe()
+    reasons: list[str] = []
+    sink = Sink(loop, writing, reasons.append)
+    sent = b"x" * (streams.BACKLOG + 200_000)
+    sink.send(sent)
+    assert sink.full
+    room: list[bool] = []
+    sink.when_room(lambda: room.append(True))
+    got = b""
+    while len(got) < len(sent):
+        got += os.read(reading, 65536)
+        if len(got) < len(sent):
+            loop.run_once()
+    assert got == sent
+    assert room == [True]
+    sink.finish()
+    assert os.read(reading, 1) == b""
+    os.close(reading)
+    assert reasons == []
+
+
+def test_a_sink_that_nobody_reads_is_given_up(loop: Loop) -> None:
+    reading, writing = os.pipe()
+    reasons: list[str] = []
+    sink = Sink(loop, writing, reasons.append, patience=0.02)
+    sink.send(b"x" * (streams.BACKLOG + 200_000))
+    while not reasons:
+        loop.run_once()
+    assert "too long" in reasons[0]
+    assert sink.fd < 0
+    sink.send(b"more")
+    sink.close()
+    os.close(reading)
+
+
+def test_a_sink_whose_reader_went_says_so_once(loop: Loop) -> None:
+    reading, writing = os.pipe()
+    reasons: list[str] = []
+    sink = Sink(loop, writing, reasons.append)
+    os.close(reading)
+    sink.send(b"x")
+    sink.send(b"x")
+    assert reasons == ["Broken pipe"]
+
+
+def test_others_descriptors_stay_blocking(loop: Loop) -> None:
+    reading, writing = os.pipe()
+    sink = Sink(loop, os.dup(writing), lambda _: None)
+    ours, theirs = socket.socketpair()
+    other = Sink(loop, os.dup(theirs.fileno()), lambda _: None)
+    assert os.get_blocking(writing)
+    assert os.get_blocking(theirs.fileno())
+    other.send(b"hi")
+    assert ours.recv(2) == b"hi"
+    for one in (sink, other):
+        one.close()
+    for fd in (reading, writing):
+        os.close(fd)
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "file"])
+def test_a_source_waits_for_its_sink(loop: Loop, tmp_path: Path, kind: str) -> None:
+    text = b"".join(b"%d\n" % n for n in range(200_000))
+    (tmp_path / "file").write_bytes(text)
+    feeder = -1
+    if kind == "file":
+        fd = os.open(tmp_path / "file", os.O_RDONLY)
+    elif kind == "pipe":
+        fd, feeder = os.pipe()
+    else:
+        ours, theirs = socket.socketpair()
+        fd, feeder = theirs.detach(), ours.detach()
+    reading, writing = os.pipe()
+    sink = Sink(loop, writing, lambda _: None, patience=0)
+    over: list[bool] = []
+    Source(loop, fd, sink, lambda: over.append(True))
+    if feeder >= 0:
+        os.set_blocking(feeder, False)
+    os.set_blocking(reading, False)
+    left, got = text if feeder >= 0 else b"", b""
+    while len(got) < len(text) or not over:
+        if left:
+            try:
+                left = left[os.write(feeder, left) :]
+            except BlockingIOError:
+                pass
+            if not left:
+                os.close(feeder)
+        loop.run_once()
+        try:
+            got += os.read(reading, 1 << 20)
+        except BlockingIOError:
+            pass
+    assert got == text
+    sink.close()
+    os.close(reading)
+
+
+def test_timers_are_called_in_time_and_can_be_cancelled(loop: Loop) -> None:
+    called: list[int] = []
+    loop.later(0.01, lambda: called.append(1))
+    loop.later(0.0, lambda: called.append(0))
+    loop.later(0.005, lambda: called.append(2)).cancel()
+    while len(called) < 2:
+        loop.run_once()
+    assert called == [0, 1]
+
+
+def test_ended_children_are_told(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    loop = Loop(lambda pid, status: told.append((pid, os.waitstatus_to_exitcode(status))))
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 3"], {})
+    while not told:
+        loop.run_once()
+    assert told == [(pid, 3)]
+    loop.close()
+
+
+def test_a_log_goes_on_where_it_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "logs/one.log"
+    log = LogFile(str(path))
+    log.write([b"a", b"\n"])
+    path.rename(tmp_path / "old")
+    log.write([b"b\n"])
+    log.reopen()
+    log.write([b"%d\n" % n for n in range(3000)])
+    log.close()
+    log.write([b"dropped\n"])
+    assert (tmp_path / "old").read_bytes() == b"a\nb\n"
+    assert path.read_bytes() == b"".join(b"%d\n" % n for n in range(3000))
+    LogFile("").write([b"x"])
+
+
+def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to("/dev/shm/sampan-elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        LogFile(str(tmp_path / "log"))
