@@ -19,7 +19,7 @@ class Budget:
     def text(self, unit: str) -> str:
         """As the table prints it."""
         if self.peer:
-            return f"<= {self.ratio:g} x {self.peer}"
+            return f"<= {self.ratio:.2g} x {self.peer}"
         return f"<= {self.limit:g} {unit}" if self.limit else ""
 
     def met(self, ours: float, others: Mapping[str, float]) -> bool | None:

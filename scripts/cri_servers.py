@@ -111,6 +111,21 @@ def write_network(folder: Path, bridge: str, subnet: str) -> None:
     (folder / "10-network.conflist").write_text(json.dumps(document, indent=2))
 
 
+def discard(folder: Path) -> None:
+    """Removes a directory; what is mounted below it is unmounted first, never emptied."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        points = [line.split()[4] for line in file]
+    for point in reversed([point for point in points if point.startswith(f"{folder}/")]):
+        subprocess.run(["umount", "-l", point], capture_output=True, check=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def nft_tables() -> set[str]:
+    """Names of the nftables tables, with their families."""
+    result = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)
+    return {line.removeprefix("table ") for line in result.stdout.splitlines()}
+
+
 class Server:
     """A CRI server process; a context manager. Subclasses say what to run."""
 
@@ -175,8 +190,9 @@ class Server:
             process.wait()
 
     def clean(self) -> None:
-        """Takes away what a network leaves by design: the bridge, which outlives its pods."""
+        """Takes away what a network leaves by design (the bridge outlives its pods), and the server's directory."""
         subprocess.run(["ip", "link", "del", self.bridge], capture_output=True, check=False)
+        discard(self.folder)
 
     def __enter__(self) -> Self:
         self.start()
@@ -217,6 +233,13 @@ class Containerd(Server):
         super().__init__(folder, mirrors, bridge=bridge, subnet=subnet)
         self.programs: Path | None = None
         self.runc = shutil.which("runc", path=os.environ.get("PATH", "") + ":/usr/sbin") or "runc"
+        self._tables = nft_tables()
+
+    def clean(self) -> None:
+        """Takes away also the tables that the CNI plugins made for iptables, when there were none before."""
+        super().clean()
+        for table in nft_tables() - self._tables:
+            subprocess.run(["nft", "delete", "table", *table.split()], capture_output=True, check=False)
 
     def use_programs(self, folder: Path, runc: str) -> None:
         """Takes containerd 2 and its shim from a folder, and this runc."""

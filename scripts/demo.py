@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ from pathlib import Path
 import grpc
 import test_images
 from cri_client import CriClient, container_config, pod_config
-from cri_servers import Sampan
+from cri_servers import Sampan, discard
 from debian import WORK
 from local_registry import LocalRegistry, free_port
 from machine_state import MachineState, settled_since
@@ -105,7 +106,6 @@ class Demo:
             raise
         finally:
             self.daemon.stop()
-            self.daemon.clean()
             self.registry.stop()
         self._nothing_left(before)
         print(f"\nAll as said, in {self.say.seconds():.1f} s.")
@@ -245,7 +245,8 @@ class Demo:
         ]
         self.say.check(not left, "no pod, container or image is listed")
         self.client.close()
-        # A bridge outlives its pods by CNI's rules: whoever configured the network takes it away, here run().
+        # A bridge outlives its pods by CNI's rules: whoever configured the network takes it away.
+        subprocess.run(["ip", "link", "del", self.daemon.bridge], check=False)
 
     def _sweep(self) -> None:
         """After a failure: removes the pods that are there, as far as the daemon still serves."""
@@ -331,7 +332,7 @@ def _workspace() -> Iterator[Path]:
             print(f"\nThe daemon's log is in {WORK / 'demo-daemon.log'}", file=sys.stderr)
         raise
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        discard(folder)
 
 
 def main() -> int:

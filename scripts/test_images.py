@@ -92,7 +92,7 @@ def conformance_images() -> dict[str, Image]:
         "e2e-test-images/nginx:1.14-2": web,
         "e2e-test-images/httpd:2.4.39-4": _on(busybox, [file("/bin/serve-httpd", HTTPD, 0o755)], ["/bin/serve-httpd"]),
         "e2e-test-images/nonewprivs:1.3": _on(busybox, [_setuid_entry()], ["/bin/effective-uid"]),
-        "pause:3.9": Image([layer([file("/pause", _compile("pause", PAUSE), 0o755)])], {"Entrypoint": ["/pause"]}),
+        "pause:3.9": pause_image(),
         f"{CRI_TOOLS}/hostnet-nginx-{oci_image.host_architecture()}:latest": web.with_config(Env=[PATH, "PORT=12003"]),
     }
     for number in (1, 2, 3):
@@ -105,6 +105,11 @@ def conformance_images() -> dict[str, Image]:
         images[f"{CRI_TOOLS}/test-image-user-{name}:latest"] = busybox.with_config(User=user)
     images[f"{CRI_TOOLS}/test-image-predefined-group:latest"] = _predefined_group(busybox)
     return images
+
+
+def pause_image() -> Image:
+    """What other runtimes keep a pod's namespaces with."""
+    return Image([layer([file("/pause", _compile("pause", PAUSE), 0o755)])], {"Entrypoint": ["/pause"]})
 
 
 def busybox_image(program: Path) -> Image:

@@ -134,7 +134,8 @@ def main() -> int:
             registry = stack.enter_context(registry_with_images())
             write_mirrors(folder / "certs.d", test_images.CONFORMANCE_HOSTS, registry.address)
             server = start_server(wanted.server, folder / "server", folder / "certs.d")
-            stack.callback(server.clean)
+            if not wanted.keep:
+                stack.callback(server.clean)
             stack.callback(shutil.copyfile, server.log, wanted.report.with_name("conformance-server.log"))
             endpoint = stack.enter_context(server).endpoint
             stack.callback(_remove_pods, endpoint)
@@ -157,7 +158,7 @@ def _remove(folder: Path, keep: bool) -> None:
     if keep:
         print(f"kept: {folder}")
     else:
-        shutil.rmtree(folder, ignore_errors=True)
+        cri_servers.discard(folder)
 
 
 if __name__ == "__main__":

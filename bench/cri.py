@@ -1,0 +1,217 @@
+"""A pod's life over CRI, each call timed; many clients at once; memory: Sampan and containerd with runc, in one run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import cri_servers
+import go_programs
+import test_images
+from cri_client import CriClient, container_config, pod_config
+from local_registry import LocalRegistry, write_mirrors
+from measure import Budget, Row, medians, pss
+
+from sampan.cri import api_pb2 as pb
+
+if TYPE_CHECKING:
+    from run import Options
+
+Result = TypeVar("Result")
+
+#: What the servers' pods run: the one image, which sleeps.
+IMAGE = "registry.k8s.io/demo/busybox:1"
+SLEEP = ["sleep", "1000000"]
+
+STARTING = ("RunPodSandbox", "CreateContainer", "StartContainer")
+ENDING = ("StopContainer", "StopPodSandbox", "RemoveContainer", "RemovePodSandbox")
+
+
+class Contestant:
+    """One server with the image in it, and a client."""
+
+    def __init__(self, server: cri_servers.Server) -> None:
+        self.server = server
+        self.client = CriClient(server.endpoint)
+        self.client.pull(IMAGE)
+        self.logs = server.folder / "logs"
+        self._number = 0
+
+    def life(self, times: dict[str, list[float]]) -> None:
+        """One pod from RunPodSandbox to RemovePodSandbox; adds each call's milliseconds to ``times``."""
+        self._number += 1
+        pod = pod_config(f"life{self._number}", self.logs)
+        clock = Clock(times)
+        client = self.client
+        pod_id = clock.time("RunPodSandbox", lambda: client.run_pod(pod))
+        container_id = clock.time("CreateContainer", lambda: client.create(pod_id, sleeper("one"), pod))
+        clock.time("StartContainer", lambda: client.start(container_id))
+        clock.time("ExecSync /bin/true", lambda: client.exec_sync(container_id, ["/bin/true"]))
+        clock.time("StopContainer", lambda: client.stop(container_id, 0))
+        clock.time("StopPodSandbox", lambda: client.stop_pod(pod_id))
+        clock.time("RemoveContainer", lambda: client.remove(container_id))
+        clock.time("RemovePodSandbox", lambda: client.remove_pod(pod_id))
+
+    def start_pod(self, name: str) -> str:
+        """A pod with one sleeping container."""
+        pod = pod_config(name, self.logs)
+        pod_id = self.client.run_pod(pod)
+        self.client.start(self.client.create(pod_id, sleeper("one"), pod))
+        return pod_id
+
+    def end_pod(self, pod_id: str) -> None:
+        """Stops and removes a pod with what is in it."""
+        self.client.stop_pod(pod_id)
+        self.client.remove_pod(pod_id)
+
+    def parallel(self, clients: int, each: int) -> float:
+        """Milliseconds for one pod when ``clients`` start and end pods at once."""
+
+        def work(number: int) -> None:
+            for turn in range(each):
+                self.end_pod(self.start_pod(f"parallel-{number}-{turn}"))
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
+        began = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return 1000 * (time.perf_counter() - began) / (clients * each)
+
+    def close(self) -> None:
+        """Removes every pod."""
+        for pod in self.client.pods():
+            self.end_pod(pod.id)
+        self.client.close()
+
+
+class Clock:
+    """Times calls into lists by name."""
+
+    def __init__(self, times: dict[str, list[float]]) -> None:
+        self._times = times
+
+    def time(self, name: str, call: Callable[[], Result]) -> Result:
+        """Calls, and notes how long it took."""
+        began = time.perf_counter()
+        result = call()
+        self._times.setdefault(name, []).append(1000 * (time.perf_counter() - began))
+        return result
+
+
+def sleeper(name: str) -> pb.ContainerConfig:
+    """A container that sleeps."""
+    return container_config(name, IMAGE, command=SLEEP)
+
+
+@contextmanager
+def contestants(options: Options) -> Iterator[dict[str, Contestant]]:
+    """Sampan and containerd on private directories, with one registry; everything is gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="sampan-bench-"))
+    folder.chmod(0o711)
+    with ExitStack() as stack:
+        stack.callback(cri_servers.discard, folder)
+        registry = stack.enter_context(LocalRegistry(folder / "registry"))
+        images = {"demo/busybox:1": test_images.demo_images()["demo/busybox:1"], "pause:3.9": test_images.pause_image()}
+        test_images.push_all(images, registry.address)
+        write_mirrors(folder / "certs.d", ["registry.k8s.io"], registry.address)
+        sampan = cri_servers.Sampan(folder / "s", folder / "certs.d", bridge="sampanbench0", subnet="10.89.80.0/24")
+        peer = cri_servers.Containerd(folder / "c", folder / "certs.d", bridge="sampanbench1", subnet="10.89.81.0/24")
+        if options.newest:
+            peer.use_programs(go_programs.build("containerd"), str(go_programs.build("runc") / "runc"))
+        found = {}
+        for server in (sampan, peer):
+            stack.callback(server.clean)
+            stack.enter_context(server)
+            found[server.name] = Contestant(server)
+            stack.callback(found[server.name].close)
+        yield found
+
+
+def rows(options: Options) -> list[Row]:
+    """Calls one after another, calls in parallel, memory."""
+    with contestants(options) as servers:
+        return [*_lives(servers, options.rounds), _parallel(servers), *_memory(servers)]
+
+
+def _lives(servers: dict[str, Contestant], rounds: int) -> list[Row]:
+    """Every call's median; start and end summed as the budgets have them."""
+    times: dict[str, dict[str, list[float]]] = {name: {} for name in servers}
+    for name, server in servers.items():
+        server.life({})
+        server.life(times[name])
+        times[name].clear()
+    for _ in range(rounds):
+        for name, server in servers.items():
+            server.life(times[name])
+    middle = {name: medians(values) for name, values in times.items()}
+    found = [_row(work, middle, (work,)) for work in (*STARTING, *ENDING)]
+    found.append(_row("= start a pod (first three)", middle, STARTING, Budget("containerd", 1 / 4)))
+    found.append(_row("= stop and remove it (other four)", middle, ENDING, Budget("containerd", 1 / 3)))
+    found.append(_row("ExecSync /bin/true", middle, ("ExecSync /bin/true",), Budget("containerd", 1 / 4)))
+    return found
+
+
+def _row(work: str, middle: dict[str, dict[str, float]], calls: tuple[str, ...], budget: Budget = Budget()) -> Row:  # noqa: B008
+    sums = {name: sum(values[call] for call in calls) for name, values in middle.items()}
+    return Row(work, "ms", sums.pop("sampan"), sums, budget)
+
+
+def _parallel(servers: dict[str, Contestant], clients: int = 10, turns: int = 3) -> Row:
+    """Median over turns, the servers alternating."""
+    times: dict[str, list[float]] = {name: [] for name in servers}
+    for _ in range(turns):
+        for name, server in servers.items():
+            times[name].append(server.parallel(clients, 3))
+    middle = medians(times)
+    work = f"one pod's life, {clients} clients at once"
+    return Row(work, "ms", middle.pop("sampan"), middle, Budget("containerd", 1 / 3))
+
+
+def _memory(servers: dict[str, Contestant], pods: int = 20) -> list[Row]:
+    """Idle server, then the processes that each pod adds beside its container and its pause process."""
+    idle = {name: sum(pss(pid) for pid in _server_processes(server)) for name, server in servers.items()}
+    monitors = {}
+    for name, server in servers.items():
+        before = set(_server_processes(server))
+        ids = [server.start_pod(f"memory-{number}") for number in range(pods)]
+        added = [pid for pid in _server_processes(server) if pid not in before]
+        monitors[name] = sum(pss(pid) for pid in added) / pods
+        for pod_id in ids:
+            server.end_pod(pod_id)
+    return [
+        Row("idle server (PSS; sampan with its zygote)", "MB", idle.pop("sampan"), idle, Budget(limit=42)),
+        Row(f"one pod's monitor, of {pods} (PSS)", "MB", monitors.pop("sampan"), monitors, Budget(limit=2)),
+    ]
+
+
+def _server_processes(server: Contestant) -> list[int]:
+    """The server, and those of its helpers that aren't containers: by name, as they are below it or name its folder."""
+    process = server.server.process
+    if process is None:
+        return []
+    found = [process.pid]
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            comm = Path(f"/proc/{name}/comm").read_text()
+            if comm.startswith("containerd-shim"):
+                if str(server.server.folder).encode() in Path(f"/proc/{name}/cmdline").read_bytes():
+                    found.append(int(name))
+            elif comm.startswith("sampan-") and process.pid in _ancestors(int(name)):
+                found.append(int(name))
+    return found
+
+
+def _ancestors(pid: int) -> set[int]:
+    found = set()
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+        found.add(pid)
+    return found
