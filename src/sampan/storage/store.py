@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import sqlite3
     from typing import Self
 
+    from sampan.storage.check import Fetch, Problem
+    from sampan.storage.worker import Launch
+
 _DIRECTORIES = (
     ("", 0o711),
     ("content", 0o700),
@@ -120,6 +123,14 @@ class Store:
     def explain(self, name: str) -> list[str]:
         """Why a blob (by digest) or a snapshot (by key) is kept: a line for each reason."""
         return explain(self, name)
+
+    def fsck(
+        self, *, repair: bool = False, fetch: "Fetch | None" = None, launch: "Launch | None" = None
+    ) -> "list[Problem]":
+        """Check every blob and layer; see :mod:`sampan.storage.check`."""
+        from sampan.storage.check import check
+
+        return check(self, repair=repair, fetch=fetch, launch=launch)
 
     def close(self) -> None:
         """Close the database's connections."""

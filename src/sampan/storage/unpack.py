@@ -308,6 +308,20 @@ class Unpacker:
                 except AlreadyExists:
                     continue
 
+    def apply_again(self, number: int) -> str:
+        """Apply one layer, whether or not it is unpacked, and give the directory that holds it until :meth:`close`.
+
+        Raises:
+            NeedsParent: It can't be applied apart from its parents.
+        """
+        if not self._apart:
+            raise NeedsParent("this snapshotter copies")
+        self._parallel = 1
+        self._start_ahead(number)
+        below = self._chain[number - 1] if number else ""
+        key, _ = self._await(number, self._store.snapshots.parent_directories(below))
+        return self._store.snapshots.stat(key).directory
+
     # ---------------------------------------------------------------- ending
 
     def close(self) -> None:
