@@ -7,6 +7,7 @@ import than most commands cost to run.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sampan.registry.copying import copy
     from sampan.registry.credentials import Credentials
     from sampan.registry.progress import Event
     from sampan.registry.pulling import Pulled, pull
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from sampan.registry.resolver import Resolver
     from sampan.registry.transport import Limits
 
-__all__ = ["Credentials", "Event", "Limits", "Pulled", "Resolver", "pull", "push"]
+__all__ = ["Credentials", "Event", "Limits", "Pulled", "Resolver", "copy", "pull", "push"]
 
 _HOMES = {
     "Credentials": "credentials",
@@ -22,6 +23,7 @@ _HOMES = {
     "Limits": "transport",
     "Pulled": "pulling",
     "Resolver": "resolver",
+    "copy": "copying",
     "pull": "pulling",
     "push": "pushing",
 }

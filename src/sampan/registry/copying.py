@@ -1,0 +1,199 @@
+"""Copy: an image from any place to any other, whole or one platform of it; every digest checked on the way."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from sampan.errors import Corrupt, InvalidInput, SampanError
+from sampan.image.reference import Reference
+from sampan.registry.credentials import Credentials
+from sampan.registry.places.directory import DirectorySink, DirectorySource
+from sampan.registry.places.docker_archive import DockerArchiveSink, DockerArchiveSource
+from sampan.registry.places.interface import Sink, Source
+from sampan.registry.places.layout import ArchiveSink, ArchiveSource, LayoutSink, LayoutSource
+from sampan.registry.places.remote import RemoteSink, RemoteSource
+from sampan.registry.places.stored import StoreSink, StoreSource
+from sampan.registry.progress import Callback, Reporter
+from sampan.registry.resolver import Resolver
+from sampan.spec.image import (
+    FOREIGN_LAYER_TYPES,
+    Descriptor,
+    Index,
+    Platform,
+    check_digest,
+    decode_manifest,
+    select_platform,
+)
+
+if TYPE_CHECKING:
+    from sampan.storage.store import Store
+
+_DEPTH_LIMIT = 3
+TRANSPORTS = ("docker://", "oci:", "oci-archive:", "docker-archive:", "dir:", "store:")
+
+
+def copy(
+    source: str,
+    destination: str,
+    *,
+    resolver: Resolver,
+    store: "Store | None" = None,
+    namespace: str = "default",
+    platform: str | Platform | None = None,
+    source_credentials: Credentials | None = None,
+    destination_credentials: Credentials | None = None,
+    progress: Callback | None = None,
+) -> Descriptor:
+    """Copy an image.
+
+    Args:
+        source: Where from; see :mod:`sampan.registry.places`.
+        destination: Where to.
+        resolver: Hosts and credentials, for ``docker://``.
+        store: For ``store:``.
+        namespace: Whose names ``store:`` means.
+        platform: Of an index, copy this one alone; by default the whole index.
+        source_credentials: The caller's own, for the source.
+        destination_credentials: The caller's own, for the destination.
+        progress: Called with each event.
+
+    Returns:
+        What was copied: the index, or the manifest.
+
+    Raises:
+        InvalidInput: A place is malformed.
+        NotFound: The source, or a part of it, is not there.
+        Corrupt: Something is not what its digest says.
+    """
+    reporter = Reporter(destination, progress)
+    wanted = Platform.parse(platform) if isinstance(platform, str) else platform
+    maker = _Maker(resolver, store, namespace, reporter)
+    if split_place(destination)[0] == "docker-archive":
+        wanted = wanted or Platform.host()  # it holds no index
+    with (
+        closing(maker.source(source, source_credentials)) as opened,
+        closing(maker.sink(destination, destination_credentials)) as sink,
+    ):
+        target = opened.target()
+        reporter.tell("resolved", digest=target.digest, total=target.size)
+        copied = _copy_document(opened, sink, reporter, target, wanted, 0)
+        sink.finish(copied)
+    reporter.tell("done", digest=copied.digest)
+    return copied
+
+
+def split_place(text: str) -> tuple[str, str]:
+    """Transport and details of a place.
+
+    Raises:
+        InvalidInput: The transport is none that we know.
+    """
+    for transport in TRANSPORTS:
+        if text.startswith(transport):
+            details = text.removeprefix(transport)
+            if not details:
+                raise InvalidInput("says no place after the transport", field=text)
+            return transport.rstrip(":/"), details
+    raise InvalidInput(f"begins with none of {', '.join(TRANSPORTS)}", field=f'"{text[:120]}"')
+
+
+def split_name(details: str) -> tuple[str, str]:
+    """Path and name of ``PATH[:NAME]``."""
+    path, colon, name = details.partition(":")
+    if colon and not name:
+        raise InvalidInput("says no name after the colon", field=details)
+    return path, name
+
+
+class _Maker:
+    def __init__(self, resolver: Resolver, store: "Store | None", namespace: str, reporter: Reporter) -> None:
+        self._resolver = resolver
+        self._store = store
+        self._namespace = namespace
+        self._reporter = reporter
+
+    def _opened_store(self, text: str) -> "Store":
+        if self._store is None:
+            raise InvalidInput("no store is open", field=text)
+        return self._store
+
+    def source(self, text: str, credentials: Credentials | None) -> Source:
+        transport, details = split_place(text)
+        if transport == "docker":
+            return RemoteSource(details, self._resolver, self._reporter, credentials)
+        if transport == "store":
+            return StoreSource(self._opened_store(text), self._namespace, details)
+        if transport == "dir":
+            return DirectorySource(details)
+        path, name = split_name(details)
+        if transport == "oci":
+            return LayoutSource(path, name)
+        return ArchiveSource(path, name) if transport == "oci-archive" else DockerArchiveSource(path, name)
+
+    def sink(self, text: str, credentials: Credentials | None) -> Sink:
+        transport, details = split_place(text)
+        if transport == "docker":
+            return RemoteSink(details, self._resolver, self._reporter, credentials)
+        if transport == "store":
+            return StoreSink(self._opened_store(text), self._namespace, details)
+        if transport == "dir":
+            return DirectorySink(details)
+        path, name = split_name(details)
+        if transport == "docker-archive":
+            return DockerArchiveSink(path, name)
+        return (LayoutSink if transport == "oci" else ArchiveSink)(path, name, _full_name(name))
+
+
+def _full_name(name: str) -> str:
+    """The whole reference that a name in a layout stands for; nothing for a mere tag."""
+    if "/" not in name and ":" not in name:
+        return ""
+    try:
+        return str(Reference.parse(name))
+    except SampanError:
+        return ""
+
+
+def _copy_document(
+    source: Source, sink: Sink, reporter: Reporter, descriptor: Descriptor, platform: Platform | None, depth: int
+) -> Descriptor:
+    """Copy a manifest or index after all that it speaks of."""
+    if depth > _DEPTH_LIMIT:
+        raise Corrupt(f"indexes are nested more than {_DEPTH_LIMIT} deep")
+    data = b"".join(_checked(descriptor, iter([source.document(descriptor)])))
+    document = decode_manifest(data, descriptor.media_type)
+    if isinstance(document, Index):
+        if platform is not None:
+            chosen = select_platform(document, platform)
+            return _copy_document(source, sink, reporter, chosen, platform, depth + 1)
+        for child in document.manifests:
+            _copy_document(source, sink, reporter, child, None, depth + 1)
+    else:
+        for blob in {part.digest: part for part in (*document.layers, document.config)}.values():
+            if blob.media_type not in FOREIGN_LAYER_TYPES:
+                _copy_blob(source, sink, reporter, blob)
+    sink.put_document(descriptor, data)
+    return descriptor
+
+
+def _copy_blob(source: Source, sink: Sink, reporter: Reporter, blob: Descriptor) -> None:
+    if sink.has(blob):
+        reporter.tell("exists", digest=blob.digest, offset=blob.size, total=blob.size)
+        return
+    sink.put_blob(blob, _checked(blob, source.blob(blob)))
+    reporter.tell("downloaded", digest=blob.digest, offset=blob.size, total=blob.size)
+
+
+def _checked(descriptor: Descriptor, data: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes; raises at the end, or as soon as they are too many, if they are not what was promised."""
+    algorithm, expected = check_digest(descriptor.digest)
+    found, size = hashlib.new(algorithm), 0
+    for chunk in data:
+        size += len(chunk)
+        if size > descriptor.size:
+            raise Corrupt(f"content {descriptor.digest}: more than the {descriptor.size} bytes promised")
+        found.update(chunk)
+        yield chunk
+    if size != descriptor.size or found.hexdigest() != expected:
+        raise Corrupt(f"content {descriptor.digest}: the {size} bytes that came have digest {found.hexdigest()}")

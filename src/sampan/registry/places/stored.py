@@ -1,0 +1,87 @@
+"""``store:``: a name in a namespace of the content store."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sampan.errors import AlreadyExists, NotFound
+from sampan.image.reference import Reference
+from sampan.spec.image import Descriptor
+
+if TYPE_CHECKING:
+    from sampan.storage.store import Store
+
+_LEASE_SECONDS = 24 * 3600
+
+
+def stored_name(text: str) -> str:
+    """A name as the store has it: canonical, by digest or by tag."""
+    parsed = Reference.parse(text)
+    return str(parsed.with_digest(parsed.digest) if parsed.digest else parsed)
+
+
+class StoreSource:
+    """An image of a namespace."""
+
+    def __init__(self, store: "Store", namespace: str, name: str) -> None:
+        self._store = store
+        self._name = name
+        self._target = store.images(namespace).get(stored_name(name)).target
+
+    def target(self) -> Descriptor:
+        """See :class:`~sampan.registry.places.interface.Source`."""
+        return self._target
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """See :class:`~sampan.registry.places.interface.Source`."""
+        try:
+            return self._store.content.read(descriptor)
+        except NotFound as error:
+            hint = "only one platform of the index is stored: choose it with --platform"
+            raise NotFound(f"{self._name}: {error.message}", hint=hint) from None
+
+    def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """See :class:`~sampan.registry.places.interface.Source`."""
+        with self._store.content.open(descriptor.digest) as file:
+            while data := file.read(1 << 20):
+                yield data
+
+    def close(self) -> None:
+        """See :class:`~sampan.registry.places.interface.Source`."""
+
+
+class StoreSink:
+    """A name for an image in a namespace; what is written is leased until the name leads to it."""
+
+    def __init__(self, store: "Store", namespace: str, name: str) -> None:
+        self._store = store
+        self._namespace = namespace
+        self._name = stored_name(name)
+        self._lease = store.leases(namespace).create(expires_in=_LEASE_SECONDS)
+
+    def has(self, descriptor: Descriptor) -> bool:
+        """See :class:`~sampan.registry.places.interface.Sink`."""
+        self._lease.add_content(descriptor.digest)
+        return self._store.content.exists(descriptor.digest)
+
+    def put_blob(self, descriptor: Descriptor, data: Iterator[bytes]) -> None:
+        """See :class:`~sampan.registry.places.interface.Sink`."""
+        try:
+            writer = self._store.content.writer(descriptor, lease=self._lease, resume=False)
+        except AlreadyExists:
+            return
+        with writer:
+            for chunk in data:
+                writer.write(chunk)
+            writer.commit()
+
+    def put_document(self, descriptor: Descriptor, data: bytes) -> None:
+        """See :class:`~sampan.registry.places.interface.Sink`."""
+        self._store.content.put(data, descriptor.media_type, lease=self._lease)
+
+    def finish(self, target: Descriptor) -> None:
+        """See :class:`~sampan.registry.places.interface.Sink`."""
+        self._store.images(self._namespace).put(self._name, target)
+
+    def close(self) -> None:
+        """See :class:`~sampan.registry.places.interface.Sink`."""
+        self._lease.release()
