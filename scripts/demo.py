@@ -17,7 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -191,7 +191,8 @@ class Demo:
             lines = self._log(name)
             self.say.show("\n".join(f"{name}.log: {line}" for line in lines[-2:]))
             self.say.check(lines and all(LOG_LINE.fullmatch(line) for line in lines), f"{name}.log: {len(lines)} lines")
-        self.say.check('"GET / HTTP' in "\n".join(self._log("web1")), "web1's log has the request made before")
+        seen = _wait(lambda: any('"GET / HTTP' in line for line in self._log("web1")))
+        self.say.check(seen, "web1's log has the request made before")
 
     def _limits(self) -> None:
         self.say.step("web1's limits as the kernel sees them, and ContainerStats")
@@ -223,7 +224,8 @@ class Demo:
             self.say.check(same, f"{name} is the same container, still running")
         for name, port in (("web1", 8081), ("web2", 8082)):
             self._page(name, f"http://{self.address}:{port}/")
-            self.say.check(len(self._log(name)) > lines[name], f"{name}'s log went on")
+            # nginx logs a request after it has answered it.
+            self.say.check(_wait(lambda: len(self._log(name)) > lines[name]), f"{name}'s log went on")  # noqa: B023
         self.say.check(self._exec("web2", "echo still here") == "still here", "ExecSync works")
 
     def _remove(self) -> None:
@@ -277,6 +279,16 @@ class Demo:
 
     def _log(self, name: str) -> list[str]:
         return (self.logs / f"{name}.log").read_text().splitlines()
+
+
+def _wait(ready: Callable[[], bool], seconds: float = 5) -> bool:
+    """Whether something becomes true within a time."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def _fetch(address: str, seconds: float = 20) -> str:

@@ -117,8 +117,15 @@ def _nft() -> set[str]:
     result = subprocess.run([nft, "-j", "list", "ruleset"], capture_output=True, text=True, check=False)
     if result.returncode or not result.stdout:
         return set()
-    items = json.loads(result.stdout)["nftables"]
-    return {json.dumps(_without_noise(item), sort_keys=True) for item in items if "metainfo" not in item}
+    found = set()
+    for item in json.loads(result.stdout)["nftables"]:
+        for kind in ("set", "map"):
+            elements = item.get(kind, {}).pop("elem", [])
+            name = " ".join(str(item.get(kind, {}).get(key)) for key in ("family", "table", "name"))
+            found |= {f"{name} has {json.dumps(_without_noise(element), sort_keys=True)}" for element in elements}
+        if "metainfo" not in item:
+            found.add(json.dumps(_without_noise(item), sort_keys=True))
+    return found
 
 
 def _without_noise(value: object) -> object:

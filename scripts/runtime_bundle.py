@@ -14,10 +14,10 @@ from sampan.runtime.handler import Created, Stdio
 from sampan.runtime.native import NativeHandler
 
 BUSYBOX = "/bin/busybox"
-APPLETS = (
-    "cat chmod chown cut df dmesg echo env false find grep head hostname id kill ln ls mkdir mknod mount nsenter ps "
-    "pwd readlink rm sed sh sleep sort stat stty tail test touch true tty umount unshare vi wc"
-).split()
+APPLETS = """
+    cat chmod chown cut df dmesg echo env false find grep head hostname id kill ln ls mkdir mknod mount nsenter ps
+    pwd readlink rm sed sh sleep sort stat stty tail test touch true tty umount unshare vi wc
+""".split()
 
 DEFAULT_CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_MKNOD"]
 
@@ -183,3 +183,14 @@ def read_all(fd: int, timeout: float = 30.0) -> str:
             break
         chunks.append(chunk)
     return b"".join(chunks).decode("utf-8", "replace")
+
+
+def read_terminal(master: int) -> str:
+    """Everything from a pty until its last slave is gone, which the kernel reports as EIO."""
+    output = b""
+    while True:
+        try:
+            chunk = os.read(master, 4096)
+        except OSError:
+            return output.decode("utf-8", "replace")
+        output += chunk
