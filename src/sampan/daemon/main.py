@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sampan.daemon import config as configuration
-from sampan.daemon import logs
+from sampan.daemon import logs, memory
 from sampan.daemon.lock import Lock
 from sampan.daemon.notify import Notifier
 from sampan.errors import SampanError, StageFailed
@@ -116,6 +116,7 @@ class Daemon:
         self._listen(server)
         self._closers.append(lambda: server.stop(_GRACE))
         server.start()
+        memory.release()
         _LOG.info("serving on %s after %.0f ms", config.socket_path, (time.monotonic() - began) * 1000)
 
     def _listen(self, server: Any) -> None:
