@@ -62,7 +62,7 @@ class Applied:
     def __init__(self) -> None:
         self.opaque: set[bytes] = set()
         self.implied: set[bytes] = {b""}
-        self.whiteouts: list[bytes] = []
+        self.whiteouts: set[bytes] = set()
         self.bytes = 0
         self.inodes = 1
         self.entries = 0
@@ -85,6 +85,8 @@ class Applier:
         #: Directory -> what it will get when nothing more is put into it.
         self._directories: dict[bytes, Entry] = {}
         self._touched: set[bytes] = set()
+        #: Directories that took the place of a whiteout, so that a lower one's attributes are none of theirs.
+        self._anew: set[bytes] = set()
         self.result = Applied()
         self._make = {
             tar.REGULAR: self._file,
@@ -239,8 +241,24 @@ class Applier:
         try:
             return self._open(folder)
         except FileNotFoundError:
-            self._make_parents(folder)
-            return self._open(folder)
+            pass
+        except NotADirectoryError:
+            if not self._revive(folder):
+                raise
+        self._make_parents(folder)
+        return self._open(folder)
+
+    def _revive(self, folder: bytes) -> bool:
+        """If a directory on the way was whited out before, let it be a new one, which hides the lower one."""
+        path = b""
+        for part in folder.split(b"/"):
+            above, path = path, path + b"/" + part if path else part
+            if path in self.result.whiteouts and self._remove(above, part):
+                self.result.whiteouts.discard(path)
+                self.result.opaque.add(path)
+                self._anew.add(path)
+                return True
+        return False
 
     def _open(self, folder: bytes) -> int:
         parents = self._parents
@@ -276,7 +294,8 @@ class Applier:
                     raise NeedsParent(f'"{show(path)}" is a symlink out of the layer') from None
                 os.close(make_dirs(self._root, os.fsdecode(path)))
             self.result.inodes += 1
-            self.result.implied.add(path)
+            if path not in self._anew:
+                self.result.implied.add(path)
 
     def _forget_parents(self) -> None:
         while self._parents:
@@ -285,7 +304,11 @@ class Applier:
     # ---------------------------------------------------------------- replacing and deleting
 
     def _remove(self, folder: bytes, base: bytes) -> bool:
-        """Remove what is in the way; returns whether it was a whiteout, so that lower files stay hidden."""
+        """Remove what is in the way.
+
+        Returns:
+            Whether a directory in its place must hide a lower one: what was here, a file or a whiteout, did.
+        """
         parent = self._open(folder)
         status = os.lstat(base, dir_fd=parent)
         if stat.S_ISDIR(status.st_mode):
@@ -296,7 +319,7 @@ class Applier:
         if stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode):
             # Paths through it may mean something else from now on.
             self._forget_parents()
-        return _is_whiteout(status) and not self._merged
+        return not self._merged and not stat.S_ISDIR(status.st_mode)
 
     def _whiteout(self, folder: bytes, base: bytes) -> None:
         if base == _OPAQUE:
@@ -316,7 +339,7 @@ class Applier:
         try:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
             self.result.inodes += 1
-            self.result.whiteouts.append(path)
+            self.result.whiteouts.add(path)
         except FileExistsError:
             if stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
                 self.result.opaque.add(path)
@@ -324,6 +347,9 @@ class Applier:
     def _opaque(self, folder: bytes) -> None:
         parent = self._parent(folder)
         if not self._merged:
+            if not folder:
+                # Overlayfs merges the roots of all layers, marked or not.
+                raise NeedsParent("the root is opaque")
             self.result.opaque.add(folder)
             return
         fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
