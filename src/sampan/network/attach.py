@@ -120,7 +120,7 @@ def attach(networks: Networks, attachment: Attachment) -> Attached:
         raise InvalidInput(f"a container joins a network once; asked for {', '.join(names)}", field="networks")
     joined: list[Owner] = []
     results = []
-    with Session(networks.state, attachment.netns, _Delegate(networks)) as session:
+    with Session(networks.state, attachment.netns, Delegation(networks)) as session:
         session.netns  # noqa: B018 - an error before anything is done
         try:
             _find("loopback").add(Call(session, dict(_LOOPBACK), attachment.container_id, "lo", {}))
@@ -261,26 +261,19 @@ def _call(
     """
     kind = kind or str(conf["type"])
     built_in = None if outside or external(conf) else plugins.find(kind)
-    if built_in is None:
-        binary = execution.find(kind, networks.bin_dirs)
-        return execution.run(
-            binary,
-            command,
-            conf,
-            container_id=owner.container,
-            netns=session.netns_path,
-            ifname=owner.ifname,
-            args=args,
-            bin_dirs=networks.bin_dirs,
-        )
-    call = Call(session, conf, owner.container, owner.ifname, args)
-    if command == "ADD":
-        return built_in.add(call).as_version(str(conf["cniVersion"]))
-    if command == "DEL":
-        built_in.delete(call)
-    else:
-        built_in.check(call)
-    return {}
+    if built_in is not None:
+        return plugins.run(built_in, command, Call(session, conf, owner.container, owner.ifname, args))
+    binary = execution.find(kind, networks.bin_dirs)
+    return execution.run(
+        binary,
+        command,
+        conf,
+        container_id=owner.container,
+        netns=session.netns_path,
+        ifname=owner.ifname,
+        args=args,
+        bin_dirs=networks.bin_dirs,
+    )
 
 
 def _find(kind: str) -> plugins.Plugin:
@@ -290,13 +283,18 @@ def _find(kind: str) -> plugins.Plugin:
     return found
 
 
-class _Delegate:
-    """Calls IPAM plugins for the plugins that make interfaces."""
+class Delegation:
+    """Calls IPAM plugins for the plugins that make interfaces.
+
+    Args:
+        networks: Where binaries are looked for.
+    """
 
     def __init__(self, networks: Networks) -> None:
         self._networks = networks
 
     def __call__(self, command: str, call: Call, kind: str) -> Result | None:
+        """Run one command of the IPAM plugin ``kind``."""
         outside = external(call.conf) or external(call.conf.get("ipam") or {})
         if kind == "dhcp" and not outside:
             raise Unsupported(
@@ -365,7 +363,7 @@ def detach(networks: Networks, container_id: str | Attachment, *, netns_ends: bo
     for owner in networks.state.attachments(container_id):
         cached = read_cache(networks, owner)
         path = netns or (cached.netns if cached else "")
-        with Session(networks.state, path, _Delegate(networks)) as session:
+        with Session(networks.state, path, Delegation(networks)) as session:
             session.netns_ends = netns_ends
             try:
                 _leave(networks, session, owner, cached)
@@ -444,7 +442,7 @@ def check(networks: Networks, container_id: str, *, netns: str = "") -> None:
         network = _network_then(networks, owner, cached)
         if cached is None or network is None or network.disable_check or network.version.startswith("0.3."):
             continue
-        with Session(networks.state, netns or cached.netns, _Delegate(networks)) as session:
+        with Session(networks.state, netns or cached.netns, Delegation(networks)) as session:
             for plugin in network.plugins:
                 conf = plugin_conf(network, plugin, cached.capability_args, cached.result or None)
                 _call(networks, session, "CHECK", conf, owner, dict(cached.cni_args))

@@ -14,7 +14,7 @@ from sampan.network import netns, nft
 from sampan.network.rtnl import Rtnl
 from sampan.network.state import SHARED, Owner, State
 from sampan.spec.cni import Result
-from sampan.wire.nfnetlink import Element
+from sampan.wire.nfnetlink import NFPROTO_BRIDGE, Element
 
 _Conf = TypeVar("_Conf", bound=msgspec.Struct)
 
@@ -101,7 +101,8 @@ class Session:
                 self.nft.add(elements)
                 return
             except FileNotFoundError:
-                nft.run(nft.skeleton() + (chains() if chains else ""))
+                bridge = elements[0].family == NFPROTO_BRIDGE
+                nft.run(nft.skeleton(bridge=bridge) + (chains() if chains else ""))
             except FileExistsError:
                 # Nobody's by the record: left by a process that died before it could commit.
                 self.nft.delete(elements)

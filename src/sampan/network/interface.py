@@ -8,10 +8,13 @@ from sampan.errors import InvalidInput, StageFailed, WrongState
 from sampan.network import netns
 from sampan.network.call import Call
 from sampan.network.netns import set_sysctl
-from sampan.spec.cni import IpConfig, Result, Route
+from sampan.spec.cni import Dns, IpConfig, Result, Route
 from sampan.wire import rtnetlink
+from sampan.wire.rtnetlink import Link
 
 IpInterface = IPv4Interface | IPv6Interface
+
+_TRIES = 5
 
 
 def ipam_type(call: Call) -> str:
@@ -98,8 +101,89 @@ def host_name(call: Call, prefix: str = "veth") -> str:
     return prefix + hashlib.sha256(seed).hexdigest()[:8]
 
 
-def configure(call: Call, result: Result, index: int, *, up: bool = True) -> None:
+def make_pair(call: Call, *, mac: bytes, mtu: int, master: int = 0) -> Link:
+    """Make a veth pair: one end the container's interface, the other up and, with ``master``, on a bridge.
+
+    Returns:
+        The machine's end.
+
+    Raises:
+        WrongState: The container has an interface of that name.
+    """
+    session = call.session
+    if session.inside.find_link(call.ifname) is not None:
+        raise WrongState(f"container {call.owner.container} already has an interface {call.ifname}")
+    name = host_name(call)
+    peer = rtnetlink.veth_peer(call.ifname, session.netns, mac=mac, mtu=mtu)
+    request = rtnetlink.add_link(name, "veth", peer, mtu=mtu, master=master, up=True)
+    for attempt in range(_TRIES):
+        error = session.host.exchange([request]).errors[0]
+        if error is None:
+            break
+        if error.errno != errno.EEXIST or attempt == _TRIES - 1:
+            raise StageFailed(f"make the veth pair of {call.owner.container}", error) from error
+        # The same container's earlier attempt, whose namespace has gone but not yet all that was in it.
+        session.host.do(f"delete {name}", rtnetlink.delete_link(name=name), tolerate=(errno.ENODEV,))
+    return session.host.link(name)
+
+
+def with_dns(result: Result, dns: Dns) -> Result:
+    """Put the configuration's ``dns`` in, if it says anything."""
+    if dns.nameservers or dns.domain or dns.search or dns.options:
+        result.dns = dns
+    return result
+
+
+def lower_device(call: Call, name: str, *, inside: bool) -> Link:
+    """The device that an interface shall stand on; with no name the default route's.
+
+    Raises:
+        InvalidInput: There is none.
+    """
+    kernel = call.session.inside if inside else call.session.host
+    if name:
+        link = kernel.find_link(name)
+        if link is None:
+            raise InvalidInput(f"there is no device {name}", field="master")
+        return link
+    for family in (rtnetlink.AF_INET, rtnetlink.AF_INET6):
+        for route in kernel.routes(family):
+            if route.prefix == 0 and route.table == rtnetlink.RT_TABLE_MAIN and route.index:
+                return kernel.link(index=route.index)
+    raise InvalidInput("no device is named, and there is no default route to go by", field="master")
+
+
+def make_above(call: Call, kind: str, data: bytes, lower: Link, mtu: int, mac: str, *, inside: bool) -> Link:
+    """Make an interface of ``kind`` over ``lower``, at once in the container's namespace and under its name."""
+    session = call.session
+    if session.inside.find_link(call.ifname) is not None:
+        raise WrongState(f"container {call.owner.container} already has an interface {call.ifname}")
+    request = rtnetlink.add_link(
+        call.ifname,
+        kind,
+        data,
+        mac=parse_mac(mac) if mac else b"",
+        mtu=mtu or lower.mtu,
+        lower=lower.index,
+        netns_fd=-1 if inside else session.netns,
+    )
+    kernel = session.inside if inside else session.host
+    error = kernel.exchange([request]).errors[0]
+    if error is not None:
+        hint = f"this kernel has no {kind}" if error.errno == errno.EOPNOTSUPP else ""
+        raise StageFailed(f"make {kind} {call.ifname} over {lower.name}", error, hint=hint) from error
+    return session.inside.link(call.ifname)
+
+
+def configure(call: Call, result: Result, index: int, *, up: bool = True, announce: bool = False) -> None:
     """Set the container's interface up and give it its addresses and routes, in one send.
+
+    Args:
+        call: The plugin's turn.
+        result: What it shall have.
+        index: The interface.
+        up: Whether it is set up.
+        announce: Tell the neighbours (arp_notify, ndisc_notify), whose caches may have the address elsewhere.
 
     Raises:
         StageFailed: The kernel refused one.
@@ -108,14 +192,26 @@ def configure(call: Call, result: Result, index: int, *, up: bool = True) -> Non
     if any(address.version == 6 for address in addresses):
         with netns.inside(call.session.netns):
             set_sysctl(f"net/ipv6/conf/{call.ifname}/disable_ipv6", "0")
-    requests = [rtnetlink.set_link(index, up=up)]
-    requests += [rtnetlink.add_address(index, a.ip.packed, a.network.prefixlen) for a in addresses]
+    if announce:
+        with netns.inside(call.session.netns):
+            set_sysctl(f"net/ipv4/conf/{call.ifname}/arp_notify", "1", missing_ok=True)
+            set_sysctl(f"net/ipv6/conf/{call.ifname}/ndisc_notify", "1", missing_ok=True)
+    requests = [rtnetlink.add_address(index, a.ip.packed, a.network.prefixlen) for a in addresses]
+    # Up after the addresses: that is when the kernel announces them, if it was told to.
+    requests.append(rtnetlink.set_link(index, up=up))
     requests += [_route_request(route, result, index) for route in result.routes]
     exchange = call.session.inside.exchange(requests)
-    what = ["link state", *(f"address {a}" for a in addresses), *(f"route {route.dst}" for route in result.routes)]
+    what = [*(f"address {a}" for a in addresses), "link state", *(f"route {route.dst}" for route in result.routes)]
     for error, name in zip(exchange.errors, what, strict=True):
         if error is not None and error.errno != errno.EEXIST:
             raise StageFailed(f"set {name} of {call.ifname} of {call.owner.container}", error) from error
+
+
+def add_routes(call: Call, result: Result, index: int) -> None:
+    """Add the result's routes; one that is there already stays."""
+    for route in result.routes:
+        stage = f"add route {route.dst} to {call.ifname} of {call.owner.container}"
+        call.session.inside.do(stage, _route_request(route, result, index), tolerate=(errno.EEXIST,))
 
 
 def _route_request(route: Route, result: Result, index: int) -> rtnetlink.Request:

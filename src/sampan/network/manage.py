@@ -12,6 +12,7 @@ from sampan.network.attach import detach
 from sampan.network.call import Session
 from sampan.network.config import NetworkList, Networks
 from sampan.network.rtnl import Rtnl
+from sampan.network.state import Owner, State
 from sampan.wire import rtnetlink
 from sampan.wire.nfnetlink import NFPROTO_INET, Element
 
@@ -81,7 +82,8 @@ def reconcile(networks: Networks, live: Collection[str] | Callable[[], Collectio
         count += state.database.execute("SELECT count(*) FROM leases WHERE container = ?", (container,)).fetchone()[0]
         try:
             detach(networks, container)
-            _forget(networks, container)
+            for owner in state.owners_left(container):
+                forget(state, owner)
             gone.append(container)
         except SampanError as error:
             errors.append(f"{container}: {error}")
@@ -89,16 +91,17 @@ def reconcile(networks: Networks, live: Collection[str] | Callable[[], Collectio
     return Reconciled(tuple(gone), count, removed, restored, tuple(errors))
 
 
-def _forget(networks: Networks, container: str) -> None:
+def forget(state: State, owner: Owner) -> None:
     """Free leases and rules that no attachment accounts for: of calls through ``sampan-cni``."""
-    state = networks.state
     with Session(state, "") as session, state.transaction() as database:
-        query = "SELECT set_name, key, data, chain, family FROM rules WHERE container = ?"
-        elements = [Element(*row) for row in database.execute(query, (container,))]
+        elements = state.rules(owner)
         if elements:
             session.nft.delete(elements)
             state.forget_rules(database, elements)
-        database.execute("DELETE FROM leases WHERE container = ?", (container,))
+        database.execute(
+            "DELETE FROM leases WHERE container = ? AND ifname = ? AND network = ?",
+            (owner.container, owner.ifname, owner.network),
+        )
 
 
 def _reconcile_rules(networks: Networks) -> tuple[int, int]:

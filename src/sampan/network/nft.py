@@ -7,6 +7,8 @@
       postrouting          (srcnat)  what host_ports turned back -> masquerade; ip saddr -> its subnet's chain
       guard                (raw)     packets for 127.0.0.0/8 that came over a bridge of ours -> drop (CVE-2020-8558)
       forward              (filter)  bridges that are isolated from each other
+    table bridge sampan
+      prerouting           (filter)  frames whose sender is not the container's own (macspoofchk) -> drop
 
 What a mapping turns back to where it came from (a pod that reaches itself or its neighbour by a host port, the machine
 by 127.0.0.1) must be masqueraded, and nothing that another DNAT (kube-proxy's) turned: so a hit in the maps sets bit
@@ -93,6 +95,16 @@ add rule inet sampan guard iifname @guarded ip daddr 127.0.0.0/8 drop
 add rule inet sampan forward oifname @secluded iifname . oifname @within accept
 add rule inet sampan forward oifname @secluded ct state established,related accept
 add rule inet sampan forward oifname @secluded iifname @secluded drop
+"""
+
+# Frames are checked before anything else on the bridge sees them.
+_BRIDGE_SKELETON = """
+add table bridge sampan
+add set bridge sampan checked { type ifname; }
+add set bridge sampan senders { type ifname . ether_addr; }
+add chain bridge sampan prerouting { type filter hook prerouting priority -300; policy accept; }
+flush chain bridge sampan prerouting
+add rule bridge sampan prerouting iifname @checked iifname . ether saddr != @senders drop
 """
 
 #: Sets and maps of the table whose elements belong to containers or bridges.
@@ -182,9 +194,9 @@ def kernel() -> Nft:
     return kept[1]
 
 
-def skeleton() -> str:
-    """The commands that make our table."""
-    return _SKELETON
+def skeleton(*, bridge: bool = False) -> str:
+    """The commands that make our table, or the one for frames on bridges."""
+    return _BRIDGE_SKELETON if bridge else _SKELETON
 
 
 def subnet_chains(source_chain: str, hairpin_chain: str, subnet: str) -> str:

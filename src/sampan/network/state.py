@@ -72,6 +72,7 @@ class State:
         self.root = root
         self.results = os.path.join(root, "results")
         try:
+            os.makedirs(root, mode=0o700, exist_ok=True)
             os.makedirs(self.results, mode=0o700, exist_ok=True)
         except OSError as error:
             raise StageFailed("make the network's state directory", error) from error
@@ -197,6 +198,18 @@ class State:
         """Every container that has a lease, a rule or an attachment."""
         query = "SELECT container FROM leases UNION SELECT container FROM rules UNION SELECT container FROM attachments"
         return {row[0] for row in self.database.execute(query) if row[0]}
+
+    def owners_left(self, container: str) -> list[Owner]:
+        """On which networks a container has a lease or a rule."""
+        query = "SELECT container, ifname, network FROM {} WHERE container = ?"
+        both = f"{query.format('leases')} UNION {query.format('rules')}"
+        return [Owner(*row) for row in self.database.execute(both, (container, container))]
+
+    def owners_of(self, network: str) -> list[Owner]:
+        """Who has a lease or a rule on a network."""
+        query = "SELECT container, ifname, network FROM {} WHERE network = ?"
+        both = f"{query.format('leases')} UNION {query.format('rules')}"
+        return [Owner(*row) for row in self.database.execute(both, (network, network))]
 
     # Facts.
 

@@ -83,6 +83,7 @@ RTA_DST = 1
 RTA_OIF = 4
 RTA_GATEWAY = 5
 RTA_PRIORITY = 6
+RTA_PREFSRC = 7
 RTA_METRICS = 8
 RTA_TABLE = 15
 RTAX_MTU = 2
@@ -90,11 +91,15 @@ RTAX_ADVMSS = 8
 
 RT_TABLE_MAIN = 254
 RTPROT_KERNEL = 2
-RTPROT_STATIC = 4
+RTPROT_BOOT = 3
 RT_SCOPE_UNIVERSE = 0
 RT_SCOPE_LINK = 253
 RT_SCOPE_HOST = 254
 RTN_UNICAST = 1
+
+FRA_SRC = 2
+FRA_TABLE = 15
+FR_ACT_TO_TBL = 1
 
 NDA_DST = 1
 NDA_LLADDR = 2
@@ -152,13 +157,26 @@ class Address:
 class Route:
     """A route of a table."""
 
-    __slots__ = ("destination", "family", "gateway", "index", "metric", "prefix", "protocol", "scope", "table")
+    __slots__ = (
+        "destination",
+        "family",
+        "gateway",
+        "index",
+        "metric",
+        "prefix",
+        "protocol",
+        "scope",
+        "source",
+        "table",
+    )
 
     def __init__(self, header: tuple[int, ...], fields: dict[int, bytes]) -> None:
         self.family, self.prefix, _source, _tos, table, self.protocol, self.scope, _kind, _flags = header
         self.table = number(fields.get(RTA_TABLE)) or table
         self.destination = fields.get(RTA_DST, b"")
         self.gateway = fields.get(RTA_GATEWAY, b"")
+        #: The address that packets get which have none yet.
+        self.source = fields.get(RTA_PREFSRC, b"")
         self.index = number(fields.get(RTA_OIF))
         self.metric = number(fields.get(RTA_PRIORITY))
 
@@ -343,12 +361,16 @@ def add_route(
     mtu: int = 0,
     advmss: int = 0,
     table: int = RT_TABLE_MAIN,
+    protocol: int = RTPROT_BOOT,
+    source: bytes = b"",
     exclusive: bool = True,
 ) -> Request:
     """Add a route; ``destination`` gives the family, a ``prefix`` of 0 the default route."""
     if scope is None:
         scope = RT_SCOPE_UNIVERSE if gateway else RT_SCOPE_LINK
-    body = _route(index, destination, prefix, table, scope)
+    body = _route(index, destination, prefix, table, scope, protocol)
+    if source:
+        body += attribute(RTA_PREFSRC, source)
     if gateway:
         if len(gateway) != len(destination):
             raise BadMessage("a route's gateway is of the other address family")
@@ -361,10 +383,8 @@ def add_route(
     return RTM_NEWROUTE, NLM_F_CREATE | (NLM_F_EXCL if exclusive else NLM_F_REPLACE), body
 
 
-def _route(index: int, destination: bytes, prefix: int, table: int, scope: int) -> bytes:
-    body = _ROUTE.pack(
-        _family(destination), prefix, 0, 0, table if table < 256 else 0, RTPROT_STATIC, scope, RTN_UNICAST, 0
-    )
+def _route(index: int, destination: bytes, prefix: int, table: int, scope: int, protocol: int) -> bytes:
+    body = _ROUTE.pack(_family(destination), prefix, 0, 0, table if table < 256 else 0, protocol, scope, RTN_UNICAST, 0)
     if prefix:
         body += attribute(RTA_DST, destination)
     return body + u32(RTA_OIF, index) + u32(RTA_TABLE, table)
@@ -386,6 +406,33 @@ def get_routes(family: int = AF_UNSPEC) -> Request:
 def parse_route(body: bytes) -> Route:
     """Read an RTM_NEWROUTE."""
     return Route(_unpack(_ROUTE, body), attributes(body, _ROUTE.size))
+
+
+def add_rule(source: bytes, table: int) -> Request:
+    """Have packets from one address look into ``table``."""
+    return RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, _rule(source, table)
+
+
+def delete_rule(source: bytes, table: int) -> Request:
+    """Take such a rule away."""
+    return RTM_DELRULE, 0, _rule(source, table)
+
+
+def _rule(source: bytes, table: int) -> bytes:
+    body = _ROUTE.pack(_family(source), 0, len(source) * 8, 0, table if table < 256 else 0, 0, 0, FR_ACT_TO_TBL, 0)
+    return body + attribute(FRA_SRC, source) + u32(FRA_TABLE, table)
+
+
+def get_rules() -> Request:
+    """Ask for all routing rules."""
+    return RTM_GETRULE, NLM_F_DUMP, _ROUTE.pack(AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def parse_rule(body: bytes) -> tuple[bytes, int]:
+    """Read an RTM_NEWRULE: its source address, which may be empty, and its table."""
+    header = _unpack(_ROUTE, body)
+    fields = attributes(body, _ROUTE.size)
+    return fields.get(FRA_SRC, b""), number(fields.get(FRA_TABLE)) or header[4]
 
 
 def add_neighbour(index: int, address: bytes, mac: bytes) -> Request:

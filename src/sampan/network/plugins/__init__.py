@@ -5,7 +5,7 @@ results; they work over netlink and our nftables table, in the caller's process.
 """
 
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -32,10 +32,19 @@ class Plugin(Protocol):
 
 
 _MODULES = {
+    "bandwidth": "bandwidth",
     "bridge": "bridge",
+    "firewall": "firewall",
+    "host-device": "hostdevice",
     "host-local": "hostlocal",
     "loopback": "loopback",
+    "macvlan": "macvlan",
     "portmap": "portmap",
+    "ptp": "ptp",
+    "sbr": "sbr",
+    "static": "static",
+    "tuning": "tuning",
+    "vlan": "vlan",
 }
 #: Types of the plugins that are built in.
 TYPES = frozenset(_MODULES)
@@ -50,3 +59,14 @@ def find(kind: str) -> Plugin | None:
         return None
     module: Plugin = import_module(f"sampan.network.plugins.{name}")  # type: ignore[assignment]
     return module
+
+
+def run(plugin: Plugin, command: str, call: Call) -> dict[str, Any]:
+    """Run one command of a built-in plugin; of ADD, the result in the configuration's version."""
+    if command == "ADD":
+        return plugin.add(call).as_version(str(call.conf["cniVersion"]))
+    if command == "DEL":
+        plugin.delete(call)
+    else:
+        plugin.check(call)
+    return {}

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sampan.errors import InvalidInput, StageFailed, WrongState
+from sampan.errors import WrongState
 from sampan.network import interface
 from sampan.network.call import Call
 from sampan.network.interface import IpInterface
@@ -19,9 +19,8 @@ from sampan.network.masquerade import masquerade
 from sampan.network.netns import set_sysctl
 from sampan.spec.cni import Dns, Interface, Result, Route
 from sampan.wire import rtnetlink
+from sampan.wire.nfnetlink import NFPROTO_BRIDGE, Element, concatenation
 from sampan.wire.rtnetlink import Link
-
-_TRIES = 5
 
 
 class _CniArgs(msgspec.Struct):
@@ -72,8 +71,9 @@ class Conf(msgspec.Struct, kw_only=True):
             raise ValueError(f"bridge: {self.bridge!r} is no interface name")
         if self.mtu and not 68 <= self.mtu <= 65535:
             raise ValueError(f"mtu: {self.mtu} is not between 68 and 65535")
-        if not 0 <= self.vlan < 4095:
-            raise ValueError(f"vlan: {self.vlan} is not between 0 and 4094")
+        for name, value in (("vlan", self.vlan), ("vlanTrunk", self.vlan_trunk)):
+            if value:
+                raise ValueError(f'{name}: VLANs of a bridge are not built in; add "sampan": "external"')
         if self.hairpin_mode and self.promisc_mode:
             raise ValueError("hairpinMode: cannot be set together with promiscMode")
         self.is_gateway = self.is_gateway or self.is_default_gateway
@@ -89,7 +89,7 @@ def add(call: Call) -> Result:
     if conf.is_gateway:
         _be_gateway(call, conf, bridge, result, addresses)
     mac = interface.hardware_address(call, conf.runtime_config.mac or conf.args.cni.mac, addresses)
-    host = _make_pair(call, conf, bridge, mac)
+    host = _join(call, conf, bridge, mac)
     result.interfaces = [
         Interface(name=bridge.name, mac=interface.mac_text(bridge.mac)),
         Interface(name=host.name, mac=interface.mac_text(host.mac)),
@@ -101,9 +101,7 @@ def add(call: Call) -> Result:
     interface.configure(call, result, inside.index, up=not conf.disable_container_interface)
     if conf.ip_masq and addresses:
         masquerade(call, addresses)
-    if msgspec.structs.asdict(conf.dns) != msgspec.structs.asdict(Dns()):
-        result.dns = conf.dns
-    return result
+    return interface.with_dns(result, conf.dns)
 
 
 def _ensure_bridge(call: Call, conf: Conf) -> Link:
@@ -171,27 +169,21 @@ def _claim_address(call: Call, conf: Conf, bridge: Link, gateway: IpInterface, o
     host.do(f"give bridge {bridge.name} the address {gateway}", request, tolerate=(errno.EEXIST,))
 
 
-def _make_pair(call: Call, conf: Conf, bridge: Link, mac: bytes) -> Link:
-    session = call.session
-    if session.inside.find_link(call.ifname) is not None:
-        raise WrongState(f"container {call.owner.container} already has an interface {call.ifname}")
-    name = interface.host_name(call)
-    peer = rtnetlink.veth_peer(call.ifname, session.netns, mac=mac, mtu=conf.mtu)
-    request = rtnetlink.add_link(name, "veth", peer, mtu=conf.mtu, master=bridge.index, up=True)
-    for attempt in range(_TRIES):
-        error = session.host.exchange([request]).errors[0]
-        if error is None:
-            break
-        if error.errno != errno.EEXIST or attempt == _TRIES - 1:
-            raise StageFailed(f"make the veth pair of {call.owner.container} on {bridge.name}", error) from error
-        # The same container's earlier attempt, whose namespace has gone but not yet all that was in it.
-        session.host.do(f"delete {name}", rtnetlink.delete_link(name=name), tolerate=(errno.ENODEV,))
-    host = session.host.link(name)
+def _join(call: Call, conf: Conf, bridge: Link, mac: bytes) -> Link:
+    host = interface.make_pair(call, mac=mac, mtu=conf.mtu, master=bridge.index)
     if conf.hairpin_mode or conf.port_isolation:
         port = rtnetlink.set_bridge_port(
             host.index, hairpin=conf.hairpin_mode or None, isolated=conf.port_isolation or None
         )
-        session.host.do(f"set up bridge port {name}", port)
+        call.session.host.do(f"set up bridge port {host.name}", port)
+    if conf.macspoofchk:
+        name = host.name.encode().ljust(16, b"\0")
+        call.rules(
+            [
+                Element("checked", name, family=NFPROTO_BRIDGE),
+                Element("senders", concatenation(name, mac), family=NFPROTO_BRIDGE),
+            ]
+        )
     return host
 
 
@@ -213,9 +205,3 @@ def check(call: Call) -> None:
     if host is None or host.master != bridge.index:
         raise WrongState(f"container {call.owner.container} is no longer on bridge {conf.bridge}")
     interface.check_inside(call)
-
-
-def validate_vlan(conf: Conf) -> None:
-    """Refuse what is not done yet."""
-    if conf.vlan or conf.vlan_trunk:
-        raise InvalidInput("VLANs on a bridge are not built in yet", field="vlan")

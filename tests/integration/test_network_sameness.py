@@ -1,0 +1,382 @@
+"""The same conflist through Debian's containernetworking-plugins, through ours in process, and through ``sampan-cni``.
+
+What is compared: the result, the container's links, addresses and routes, the machine's, and what packets do. What may
+differ: hardware addresses and the names of veth ends.
+"""
+
+import copy
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import network_world
+from network_world import Machine, Place
+from sampan import network
+from sampan.errors import InvalidInput, SampanError, Unsupported, WrongState
+from sampan.network import Attachment, Bandwidth, Networks, PortMapping, plugins
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(not os.path.exists("/usr/lib/cni/bridge"), reason="containernetworking-plugins not installed"),
+]
+
+SUBNET = {"type": "host-local", "subnet": "10.61.0.0/24", "routes": [{"dst": "0.0.0.0/0"}]}
+DUAL = {
+    "type": "host-local",
+    "ranges": [
+        [{"subnet": "10.62.0.0/24", "rangeStart": "10.62.0.20", "gateway": "10.62.0.254"}],
+        [{"subnet": "fd62::/64"}],
+    ],
+    "routes": [{"dst": "0.0.0.0/0"}, {"dst": "192.168.0.0/16", "gw": "10.62.0.254"}, {"dst": "::/0"}],
+}
+STATIC = {
+    "type": "static",
+    "addresses": [{"address": "10.63.0.5/24", "gateway": "10.63.0.1"}, {"address": "fd63::5/64", "gateway": "fd63::1"}],
+    "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+}
+
+CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
+    "bridge": [{"type": "bridge", "bridge": "br0", "isGateway": True, "ipMasq": True, "ipam": SUBNET}],
+    "bridge without gateway": [
+        {"type": "bridge", "bridge": "br0", "ipam": {"type": "host-local", "subnet": "10.1.0.0/24"}}
+    ],
+    "bridge, default gateway, mtu": [
+        {
+            "type": "bridge",
+            "bridge": "br0",
+            "isDefaultGateway": True,
+            "mtu": 1300,
+            "hairpinMode": True,
+            "ipam": {"type": "host-local", "subnet": "10.61.0.0/24"},
+        }
+    ],
+    "bridge, dual stack": [{"type": "bridge", "bridge": "br0", "isGateway": True, "ipMasq": True, "ipam": DUAL}],
+    "bridge, promiscuous": [
+        {"type": "bridge", "bridge": "br0", "isGateway": True, "promiscMode": True, "ipam": SUBNET}
+    ],
+    "bridge, static": [{"type": "bridge", "bridge": "br0", "isGateway": True, "ipam": STATIC}],
+    "bridge, no addresses": [{"type": "bridge", "bridge": "br0", "ipam": {}}],
+    "ptp": [{"type": "ptp", "ipMasq": True, "mtu": 1400, "ipam": SUBNET}],
+    "ptp, dual stack": [{"type": "ptp", "ipam": DUAL, "dns": {"nameservers": ["10.1.1.1"]}}],
+    "macvlan": [{"type": "macvlan", "master": "up0", "ipam": SUBNET}],
+    "macvlan, passthru, mtu": [{"type": "macvlan", "master": "up0", "mode": "passthru", "mtu": 1300, "ipam": SUBNET}],
+    "host-device": [{"type": "host-device", "device": "spare", "ipam": SUBNET}],
+    "tuning": [
+        {"type": "bridge", "bridge": "br0", "isGateway": True, "ipam": SUBNET},
+        {
+            "type": "tuning",
+            "sysctl": {"net.core.somaxconn": "555", "net/ipv4/conf/IFNAME/arp_filter": "1"},
+            "mac": "02:00:00:00:11:22",
+            "mtu": 1234,
+            "promisc": True,
+            "allmulti": True,
+        },
+    ],
+    "bandwidth": [
+        {"type": "bridge", "bridge": "br0", "isGateway": True, "ipam": SUBNET},
+        {
+            "type": "bandwidth",
+            "ingressRate": 800000,
+            "ingressBurst": 160000,
+            "egressRate": 400000,
+            "egressBurst": 80000,
+        },
+    ],
+    "firewall": [
+        {"type": "bridge", "bridge": "br0", "isGateway": True, "ipam": SUBNET},
+        {"type": "firewall"},
+    ],
+    "sbr": [{"type": "bridge", "bridge": "br0", "isGateway": True, "ipam": SUBNET}, {"type": "sbr"}],
+}
+
+#: Where the CHECK of version 1.1.1 of the Go plugins fails on what its own ADD made.
+NO_CHECK = {"bridge, no addresses", "tuning", "sbr", "host-device"}
+
+
+def load(folder: Path, chain: list[dict[str, Any]], *, how: str, version: str = "1.0.0") -> Networks:
+    chain = copy.deepcopy(chain)
+    folder.mkdir(exist_ok=True)
+    conf = folder / "net.d"
+    conf.mkdir(exist_ok=True)
+    bin_dir = "/usr/lib/cni"
+    if how == "executable":
+        bin_dir = str(executables(folder))
+    for plugin in chain:
+        if how != "in process":
+            plugin["sampan"] = "external"
+        if plugin.get("ipam", {}).get("type") == "host-local":
+            plugin["ipam"]["dataDir"] = str(folder / "leases")
+        if plugin["type"] == "tuning":
+            plugin["dataDir"] = str(folder / "tuning")
+    document = {"cniVersion": version, "name": "same", "plugins": chain}
+    (conf / "10-same.conflist").write_text(json.dumps(document))
+    return network.load(str(conf), state_dir=str(folder / "state"), bin_dirs=(bin_dir,))
+
+
+def executables(folder: Path) -> Path:
+    """A directory of plugins, as an administrator would make one for another runtime."""
+    target = folder / "bin"
+    target.mkdir(exist_ok=True)
+    source = Path(__file__).parents[2] / "src"
+    program = target / "sampan-cni"
+    program.write_text(
+        f"#!{sys.executable}\nimport os, sys\nsys.path.insert(0, {str(source)!r})\n"
+        f"os.environ['SAMPAN_CNI_STATE'] = {str(folder / 'executable-state')!r}\n"
+        "from sampan.cli.cni import main\nsys.exit(main())\n"
+    )
+    program.chmod(0o755)
+    for kind in plugins.TYPES:
+        if not (target / kind).exists():
+            (target / kind).symlink_to("sampan-cni")
+    return target
+
+
+def normal(text: str, machine: Machine, pod: Place) -> str:
+    """A document without what may differ."""
+    import re
+
+    text = re.sub(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", "MAC", text)
+    text = re.sub(r"(veth|bwp)[0-9a-f]+", r"\1", text)
+    return text.replace(pod.path, "NETNS")
+
+
+def describe(place: Place) -> dict[str, Any]:
+    links = {}
+    for link in place.ip("-details link show"):
+        name = (
+            link["ifname"].rstrip("0123456789abcdef") if link["ifname"].startswith(("veth", "bwp")) else link["ifname"]
+        )
+        data = link.get("linkinfo", {})
+        port = data.get("info_slave_data", {})
+        links[name] = (
+            link["mtu"],
+            "UP" in link["flags"],
+            "PROMISC" in link["flags"],
+            "ALLMULTI" in link["flags"],
+            data.get("info_kind"),
+            port.get("hairpin"),
+            sorted(place.addresses(link["ifname"])),
+        )
+    return {"links": links, "routes": sorted(place.routes() if not links.get("none") else [])}
+
+
+def live(folder: Path, name: str, how: str) -> dict[str, Any]:
+    """One pod's life, and what was seen of it."""
+    seen: dict[str, Any] = {}
+    chain = CONFIGURATIONS[name]
+    with network_world.machine() as machine:
+        machine.neighbour()
+        machine.run("ip link add spare type veth peer name other")
+        pod = machine.place()
+        before = describe(machine)
+        nets = load(folder, chain, how=how)
+        result = network.attach(nets, Attachment(container_id="pod", netns=pod.path))
+        seen["result"] = json.loads(normal(json.dumps(result.as_dict()), machine, pod))
+        seen["pod"] = describe(pod)
+        seen["machine"] = describe(machine)
+        seen["machine"]["routes"] = [r.replace("veth", "") for r in seen["machine"]["routes"]]
+        seen["rules"] = pod.run("ip rule show")
+        seen["tables"] = [pod.run(f"ip route show table {t}") for t in (100,)] if "100" in seen["rules"] else []
+        if how != "external" or name not in NO_CHECK:
+            network.check(nets, "pod")
+        network.detach(nets, "pod", netns_ends=False)
+        network.detach(nets, "pod", netns_ends=False)
+        seen["after"] = describe(pod)
+        left = describe(machine)
+        if "br0" in left["links"]:
+            machine.run("ip link del br0")
+            left = describe(machine)
+        assert left == before
+    return seen
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_same_as_the_go_plugins(tmp_path: Path, name: str) -> None:
+    theirs = live(tmp_path / "go", name, "external")
+    ours = live(tmp_path / "ours", name, "in process")
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", ["bridge, dual stack", "ptp", "macvlan", "tuning", "bandwidth", "sbr"])
+def test_the_executable_is_the_same(tmp_path: Path, name: str) -> None:
+    ours = live(tmp_path / "ours", name, "in process")
+    assert live(tmp_path / "executable", name, "executable") == ours
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    with network_world.machine() as made:
+        yield made
+
+
+@pytest.mark.parametrize("how", ["in process", "external"])
+class TestPackets:
+    def test_ptp(self, machine: Machine, tmp_path: Path, how: str) -> None:
+        chain = [*CONFIGURATIONS["ptp"], {"type": "portmap", "capabilities": {"portMappings": True}}]
+        nets, one, two, other = load(tmp_path, chain, how=how), machine.place(), machine.place(), machine.neighbour()
+        a = network.attach(nets, Attachment(container_id="a", netns=one.path, port_mappings=(PortMapping(80, 8080),)))
+        b = network.attach(nets, Attachment(container_id="b", netns=two.path))
+        with one.serve(80), other.serve(80):
+            assert two.ask(a.addresses[0], 80) == b.addresses[0]
+            assert two.ask("192.168.77.2", 80) == "192.168.77.1"
+            assert other.ask("192.168.77.1", 8080) == "192.168.77.2"
+            assert machine.reaches("127.0.0.1", 8080)
+        network.detach(nets, "a", netns_ends=False)
+        network.detach(nets, "b", netns_ends=False)
+
+    def test_macvlan(self, machine: Machine, tmp_path: Path, how: str) -> None:
+        other = machine.neighbour()
+        static = {"type": "static", "addresses": [{"address": "192.168.77.50/24"}]}
+        nets, pod = load(tmp_path, [{"type": "macvlan", "master": "up0", "ipam": static}], how=how), machine.place()
+        network.attach(nets, Attachment(container_id="a", netns=pod.path))
+        with pod.serve(80):
+            assert other.reaches("192.168.77.50", 80)
+
+    def test_rates(self, machine: Machine, tmp_path: Path, how: str) -> None:
+        chain = [CONFIGURATIONS["bridge"][0], {"type": "bandwidth", "capabilities": {"bandwidth": True}}]
+        nets, pod = load(tmp_path, chain, how=how), machine.place()
+        rates = Bandwidth(ingress_rate=8_000_000, ingress_burst=800_000, egress_rate=4_000_000, egress_burst=400_000)
+        address = network.attach(nets, Attachment(container_id="a", netns=pod.path, bandwidth=rates)).addresses[0]
+        # 1 MB/s in with 100 kB at once; 0.5 MB/s out with 50 kB at once.
+        assert 0.25 < _seconds(machine, pod, address, 400_000) < 1.5
+        gateway = "10.61.0.1"
+        assert 0.25 < _seconds(pod, machine, gateway, 250_000) < 1.5
+
+
+def _seconds(sender: Place, receiver: Place, address: str, size: int) -> float:
+    """How long ``size`` bytes take."""
+    import socket
+    import threading
+
+    from sampan.network.netns import inside
+
+    with inside(receiver.fd):
+        listener = socket.create_server(("0.0.0.0", 5001))
+    with inside(sender.fd):
+        client = socket.socket()
+    done: list[float] = []
+
+    def receive() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            while connection.recv(65536):
+                pass
+        done.append(time.monotonic())
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    started = time.monotonic()
+    with client:
+        client.connect((address, 5001))
+        client.sendall(bytes(size))
+    thread.join()
+    listener.close()
+    return done[0] - started
+
+
+class TestOnlyOurs:
+    def test_macspoofchk(self, machine: Machine, tmp_path: Path) -> None:
+        chain = [{**CONFIGURATIONS["bridge"][0], "macspoofchk": True}]
+        nets, pod = load(tmp_path, chain, how="in process"), machine.place()
+        network.attach(nets, Attachment(container_id="a", netns=pod.path))
+        with machine.serve(80):
+            assert pod.reaches("10.61.0.1", 80)
+            pod.run("ip link set eth0 address 02:00:00:00:00:99")
+            pod.run("ip neigh flush all")
+            assert not pod.reaches("10.61.0.1", 80)
+        network.detach(nets, "a", netns_ends=False)
+        assert not network_world.nft_elements(machine, "bridge sampan")
+
+    def test_isolated_ports(self, machine: Machine, tmp_path: Path) -> None:
+        chain = [{**CONFIGURATIONS["bridge"][0], "portIsolation": True}]
+        nets, one, two = load(tmp_path, chain, how="in process"), machine.place(), machine.place()
+        address = network.attach(nets, Attachment(container_id="a", netns=one.path)).addresses[0]
+        network.attach(nets, Attachment(container_id="b", netns=two.path))
+        with one.serve(80):
+            assert machine.reaches(address, 80)
+            assert not two.reaches(address, 80)
+
+    def test_same_bridge_policy(self, machine: Machine, tmp_path: Path) -> None:
+        firewall = {"type": "firewall", "ingressPolicy": "same-bridge"}
+        second = copy.deepcopy(CONFIGURATIONS["bridge"][0])
+        second["bridge"] = "br1"
+        second["ipam"]["subnet"] = "10.64.0.0/24"
+        first = load(tmp_path / "1", [CONFIGURATIONS["bridge"][0], firewall], how="in process")
+        other = load(tmp_path / "2", [second, firewall], how="in process")
+        one, two, three = machine.place(), machine.place(), machine.place()
+        outside = machine.neighbour()
+        address = network.attach(first, Attachment(container_id="a", netns=one.path)).addresses[0]
+        network.attach(first, Attachment(container_id="b", netns=two.path))
+        network.attach(other, Attachment(container_id="c", netns=three.path))
+        outside.run("ip route add 10.61.0.0/24 via 192.168.77.1")
+        with one.serve(80):
+            assert two.reaches(address, 80)
+            assert outside.reaches(address, 80)
+            assert not three.reaches(address, 80)
+
+    def test_dhcp_is_refused_with_a_hint(self, machine: Machine, tmp_path: Path) -> None:
+        nets = load(tmp_path, [{"type": "bridge", "bridge": "br0", "ipam": {"type": "dhcp"}}], how="in process")
+        with pytest.raises(Unsupported, match="daemon"):
+            network.attach(nets, Attachment(container_id="a", netns=machine.place().path))
+
+    def test_vlan_says_what_the_kernel_lacks(self, machine: Machine, tmp_path: Path) -> None:
+        machine.neighbour()
+        nets, pod = (
+            load(tmp_path, [{"type": "vlan", "master": "up0", "vlanId": 5, "ipam": SUBNET}], how="in process"),
+            machine.place(),
+        )
+        try:
+            network.attach(nets, Attachment(container_id="a", netns=pod.path))
+        except SampanError as error:
+            assert "this kernel has no vlan" in str(error)  # noqa: PT017 - on a kernel that has it there is no error
+        else:
+            assert pod.ip("-details link show eth0")[0]["linkinfo"]["info_data"]["id"] == 5
+
+    def test_device_returns_when_the_namespace_ends(self, machine: Machine, tmp_path: Path) -> None:
+        machine.run("ip link add spare type veth peer name other")
+        nets, pod = load(tmp_path, CONFIGURATIONS["host-device"], how="in process"), machine.place()
+        network.attach(nets, Attachment(container_id="a", netns=pod.path))
+        network.detach(nets, "a", netns_ends=True)
+        assert machine.ip("link show spare")
+
+    def test_check_sees_a_lost_rate(self, machine: Machine, tmp_path: Path) -> None:
+        nets, pod = load(tmp_path, CONFIGURATIONS["bandwidth"], how="in process"), machine.place()
+        network.attach(nets, Attachment(container_id="a", netns=pod.path))
+        veth = next(link["ifname"] for link in machine.ip("link show") if link["ifname"].startswith("veth"))
+        machine.run(f"tc qdisc del dev {veth} root")
+        with pytest.raises(WrongState, match="no longer in force"):
+            network.check(nets, "a")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "message"),
+    [
+        ({"type": "bridge", "mtu": 3}, r"plugins\[0\].*mtu: 3 is not"),
+        ({"type": "bridge", "mtu": "big"}, r"plugins\[0\]\.mtu: Expected `int`, got `str`"),
+        ({"type": "bridge", "hairpinMode": True, "promiscMode": True}, "hairpinMode"),
+        ({"type": "bridge", "ipam": {"type": "host-local", "subnet": "10.0.0.1/24"}}, "host bits set"),
+        ({"type": "bridge", "ipam": {"type": "host-local"}}, "neither ranges nor a subnet"),
+        ({"type": "bridge", "ipam": {"type": "host-local", "subnet": "10.0.0.0/24", "gateway": "x"}}, "gateway"),
+        ({"type": "bridge", "vlan": 7}, "vlan: VLANs of a bridge are not built in"),
+        ({"type": "bandwidth", "ingressRate": 5}, "rate and burst"),
+        ({"type": "tuning", "sysctl": {"kernel.panic": "1"}}, "not a sysctl of the network"),
+        ({"type": "tuning", "sysctl": {"net/../kernel/panic": "1"}}, "not a sysctl of the network"),
+        ({"type": "host-device"}, "one of device"),
+        ({"type": "../bin/sh"}, "no plugin type"),
+        ({}, r"plugins\[0\].*type"),
+    ],
+)
+def test_bad_conflists_name_file_plugin_and_field(tmp_path: Path, plugin: dict[str, Any], message: str) -> None:
+    conf = tmp_path / "10-bad.conflist"
+    conf.write_text(json.dumps({"cniVersion": "1.0.0", "name": "bad", "plugins": [plugin]}))
+    nets = network.load(str(tmp_path), state_dir=str(tmp_path / "state"))
+    with pytest.raises(InvalidInput, match=message) as failure:
+        nets.default()
+    assert str(conf) in str(failure.value)
+    assert not network.status(nets).ready
