@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runtime_bundle import Box
+from runtime_bundle import Box, read_terminal
 
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, StageFailed, WrongState
 from sampan.runtime.create import Options
@@ -154,15 +154,10 @@ def test_a_terminal_is_of_the_containers_devpts(box: Box) -> None:
     box.process["consoleSize"] = {"height": 33, "width": 99}
     created = box.create("sh", "-c", "tty; stty size; stat -c %t:%T /dev/console; test -t 0 && echo ok")
     box.handler.start(box.container_id)
-    output = b""
-    try:
-        while chunk := os.read(created.console, 4096):
-            output += chunk
-    except OSError as error:
-        assert error.errno == 5
+    output = read_terminal(created.console)
     os.close(created.console)
     os.waitpid(created.pid, 0)
-    assert output.decode().split("\r\n")[:4] == ["/dev/pts/0", "33 99", "88:0", "ok"]
+    assert output.split("\r\n")[:4] == ["/dev/pts/0", "33 99", "88:0", "ok"]
 
 
 def test_a_terminal_goes_to_the_console_socket(box: Box, tmp_path: Path) -> None:

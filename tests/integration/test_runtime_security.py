@@ -1,5 +1,6 @@
 """Attacks that once worked on container runtimes, tried on this one. docs/security.md lists each with its defence."""
 
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ import pytest
 from runtime_bundle import Box
 
 from sampan.errors import InvalidInput, StageFailed
+from sampan.linux.process import F_ADD_SEALS
+from sampan.runtime import stage2
 from sampan.runtime.handler import Stdio
 
 pytestmark = pytest.mark.root
@@ -35,25 +38,18 @@ def test_self_exe_is_not_the_hosts_interpreter(box: Box) -> None:
     """An image whose program is a link to /proc/self/exe gets the sealed trampoline, which can't be written."""
     (box.rootfs / "bin" / "evil").symlink_to("/proc/self/exe")
     created = box.create("evil")
-    with pytest.raises((StageFailed, AssertionError)):
-        box.handler.start(box.container_id)
-        # Executed with the program's arguments as its own, it can't do anything useful and ends.
-        assert os.waitstatus_to_exitcode(os.waitpid(created.pid, 0)[1]) == 0
-    box.discard(created)
+    # Executed again with the program's arguments taken for its own, the trampoline can't do anything useful.
+    box.handler.start(box.container_id)
+    assert os.waitstatus_to_exitcode(os.waitpid(created.pid, 0)[1]) != 0
 
 
 def test_the_trampoline_cannot_be_written(box: Box) -> None:
     created = box.create("sleep", "100")
     exe = f"/proc/{created.pid}/exe"
     for flags in (os.O_WRONLY, os.O_RDWR):
-        with pytest.raises(OSError, match="Text file busy|Operation not permitted"):
+        with pytest.raises(OSError, match=r"Text file busy|Operation not permitted"):
             os.close(os.open(exe, flags))
     box.discard(created)
-    from sampan.linux.process import F_ADD_SEALS
-    from sampan.runtime import stage2
-
-    import fcntl
-
     seals = fcntl.fcntl(stage2.program(), F_ADD_SEALS + 1)
     assert seals & 0xF == 0xF
     with pytest.raises(PermissionError):
@@ -82,7 +78,7 @@ def test_proc_and_sys_are_not_mounted_through_symlinks(box: Box, path: str) -> N
 
 
 @pytest.mark.parametrize(
-    "destination", ["/proc/self/attr", "/proc/1", "/proc/sys", "/proc/version", "/proc/../proc/self/fd"]
+    "destination", ["/proc/self/attr", "/proc/1", "/proc/sys", "/proc/irq", "/proc/../proc/self/fd"]
 )
 def test_volumes_do_not_go_inside_proc(box: Box, tmp_path: Path, destination: str) -> None:
     _bind(box, destination, tmp_path)
@@ -93,7 +89,7 @@ def test_volumes_do_not_go_inside_proc(box: Box, tmp_path: Path, destination: st
 def test_a_volume_does_not_reach_proc_through_a_symlink(box: Box, tmp_path: Path) -> None:
     (box.rootfs / "innocent").symlink_to("/proc/self")
     _bind(box, "/innocent/attr", tmp_path)
-    with pytest.raises(StageFailed, match="refused|ELOOP"):
+    with pytest.raises(StageFailed, match=r"refused|ELOOP"):
         box.create("true")
 
 
@@ -243,7 +239,7 @@ def test_exec_through_a_link_to_a_descriptor_finds_nothing(box: Box) -> None:
     box.discard(created)
 
 
-# capabilities: CVE-2022-29162
+# Inheritable capabilities (CVE-2022-29162).
 
 
 def test_exec_gives_no_inheritable_capabilities(box: Box) -> None:
@@ -317,7 +313,7 @@ def test_mappings_do_not_overflow_into_the_hosts_root(box: Box) -> None:
     assert "linux.gidMappings[0].size" in str(caught.value)
 
 
-# supplementary groups: CVE-2023-25173
+# groups that nobody asked for: CVE-2023-25173
 
 
 def test_only_the_groups_asked_for(box: Box) -> None:
@@ -329,7 +325,7 @@ def test_only_the_groups_asked_for(box: Box) -> None:
         os.setgroups([])
 
 
-# what is between fork and exec
+# Between fork and exec.
 
 
 def test_nobody_can_look_into_a_process_that_is_being_set_up(box: Box) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runtime_bundle import Box
+from runtime_bundle import Box, read_terminal
 
 from sampan.runtime.sandbox import create_sandbox, destroy_sandbox
 
@@ -59,15 +59,10 @@ def test_limits_and_terminal_and_user_in_a_user_namespace(box: Box) -> None:
     box.process["terminal"] = True
     created = box.create("sh", "-c", "id -u; id -G; ulimit -n; tty; cat /proc/self/oom_score_adj")
     box.handler.start(box.container_id)
-    output = b""
-    try:
-        while chunk := os.read(created.console, 4096):
-            output += chunk
-    except OSError as error:
-        assert error.errno == 5
+    output = read_terminal(created.console)
     os.close(created.console)
     os.waitpid(created.pid, 0)
-    assert output.decode().split() == ["33", "33", "44", "64", "/dev/pts/0", "10"]
+    assert output.split() == ["33", "33", "44", "64", "/dev/pts/0", "10"]
 
 
 def test_a_bind_whose_parents_the_user_may_not_search(box: Box, tmp_path: Path) -> None:

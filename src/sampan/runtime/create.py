@@ -196,8 +196,12 @@ class Creation:
         trace.step("set cgroup limits", group.path)
         group.set(resources)
         group.set_devices(resources.get("devices") or [])
-        if not self.options.systemd_cgroup:
-            self._joiner = group.joiner()
+        self._joiner = group.joiner()
+        assert self._mounts is not None
+        if any(one.fstype == "cgroup" for one in self._mounts.mounts):
+            from sampan.runtime.cgroup_mount import open_groups
+
+            self._mounts.cgroups = open_groups(group.paths())
 
     def _program(self, theirs: Channel, filter_: Filter | None) -> Program:
         made = Program(self.config["process"], theirs, self.stdio)
@@ -257,9 +261,6 @@ class Creation:
     def _born(self, launch: Launch) -> None:
         """What the runtime does to the init from outside, as soon as it exists."""
         process = self.config["process"]
-        if self.options.systemd_cgroup and self._group is not None:
-            trace.step("start cgroup scope", self._group.path)
-            self._group.join(launch.pid)
         adjust = process.get("oomScoreAdj")
         if adjust is not None:
             warning = set_oom_score(launch.pid, adjust)

@@ -129,27 +129,12 @@ def _name(config: RuntimeConfig, plan: NamespacePlan) -> None:
 def _file_system(work: InitWork, linux: Linux) -> int:
     """Make the container's file system and enter it; its root as a descriptor."""
     config, program = work.config, work.program
-    joined: list[bool] = []
-
-    def join_cgroup() -> None:
-        # Once, as late as the cgroup mounts and the hooks allow: what is written until then, this
-        # interpreter's pages above all, is not charged to the container.
-        if joined:
-            return
-        joined.append(True)
-        if work.joiner is not None:
-            trace.step("join cgroup")
-            work.joiner.join()
-        if "cgroup" in work.plan.new:
-            trace.step("unshare cgroup namespace")
-            unshare(CLONE_NEWCGROUP)
-
-    rootfs = Rootfs(work.mounts, join_cgroup, own_cgroups=work.plan.has("cgroup"), no_pivot=work.no_pivot)
+    rootfs = Rootfs(work.mounts, no_pivot=work.no_pivot)
     rootfs.attach()
     rootfs.mount_all()
     if not any(one.tree >= 0 and os.path.normpath(one.destination) == "/dev" for one in work.mounts.mounts):
         devices.populate(rootfs.fd, linux.get("devices") or [], user_namespace=program.user_namespace)
-    join_cgroup()
+    _join_cgroup(work)
     _run_hooks(work)
     if program.process.get("terminal"):
         programs.open_terminal(program, rootfs.fd, console=True)
@@ -165,6 +150,16 @@ def _file_system(work: InitWork, linux: Linux) -> int:
     programs.forbid_imports()
     rootfs.pivot()
     return rootfs.fd
+
+
+def _join_cgroup(work: InitWork) -> None:
+    """As late as the hooks allow: what this interpreter needs until then is not charged to the container."""
+    if work.joiner is not None:
+        trace.step("join cgroup")
+        work.joiner.join()
+    if "cgroup" in work.plan.new:
+        trace.step("unshare cgroup namespace")
+        unshare(CLONE_NEWCGROUP)
 
 
 def _run_hooks(work: InitWork) -> None:

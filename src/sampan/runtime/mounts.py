@@ -46,19 +46,23 @@ class Prepared:
 class PreparedMounts:
     """The root and every mount, with the descriptors they hold."""
 
-    __slots__ = ("mounts", "propagation", "root", "root_path")
+    __slots__ = ("cgroups", "mounts", "propagation", "root", "root_path")
 
     def __init__(self, root_path: str, propagation: tuple[int, bool]) -> None:
         self.root_path = root_path
         self.propagation = propagation
         self.root = -1
         self.mounts: list[Prepared] = []
+        #: The container's own groups, for a mount of type cgroup: (name of the directory, detached mount).
+        self.cgroups: list[tuple[str, int]] = []
 
     def close(self) -> None:
         """Close every descriptor; a second call does nothing."""
         if self.root >= 0:
             os.close(self.root)
             self.root = -1
+        while self.cgroups:
+            os.close(self.cgroups.pop()[1])
         for prepared in self.mounts:
             if prepared.tree >= 0:
                 os.close(prepared.tree)

@@ -354,7 +354,7 @@ def _execute(program: Program, path: str, environment: list[str]) -> None:
     channel = program.channel
     fd = trampoline(program)
     late = program.process.get("noNewPrivileges") and program.seccomp is not None
-    if late and (fd < 0 or program.seccomp is not None and program.seccomp.notify):
+    if late and (fd < 0 or (program.seccomp is not None and program.seccomp.notify)):
         _load_filter(program)
     trace.step(f"execute {path!r}")
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])

@@ -15,10 +15,6 @@ from sampan.linux.resolve import RESOLVE_NO_SYMLINKS, make_dirs, make_file, open
 from sampan.runtime import trace
 from sampan.runtime.mounts import Prepared, PreparedMounts, set_attributes
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 # What may be bound over a file of procfs, as lxcfs does; anything else there could fool the runtime or the program
 # about its own processes (runc's list).
 _PROC_TARGETS = frozenset(
@@ -34,19 +30,13 @@ class Rootfs:
 
     Args:
         prepared: What the runtime opened.
-        join_cgroup: Moves the init into its cgroup and cgroup namespace; called before the first cgroup mount.
-        own_cgroups: The container has a cgroup namespace.
         no_pivot: Move the root over the old one instead of pivoting: for an initramfs, which can't be pivoted.
     """
 
-    __slots__ = ("_dev_null", "_join_cgroup", "_no_pivot", "_own_cgroups", "_prepared", "_tmpfs", "fd")
+    __slots__ = ("_dev_null", "_no_pivot", "_prepared", "_tmpfs", "fd")
 
-    def __init__(
-        self, prepared: PreparedMounts, join_cgroup: Callable[[], None], *, own_cgroups: bool, no_pivot: bool
-    ) -> None:
+    def __init__(self, prepared: PreparedMounts, *, no_pivot: bool) -> None:
         self._prepared = prepared
-        self._own_cgroups = own_cgroups
-        self._join_cgroup = join_cgroup
         self._no_pivot = no_pivot
         self._dev_null = -1
         self._tmpfs = -1
@@ -80,9 +70,7 @@ class Rootfs:
             elif one.fstype == "cgroup":
                 from sampan.runtime.cgroup_mount import mount_cgroup
 
-                self._join_cgroup()
-                trace.step(what, one.destination)
-                mount_cgroup(self.fd, one, own_namespace=self._own_cgroups)
+                mount_cgroup(self.fd, one, self._prepared.cgroups)
             else:
                 self._filesystem(one)
 

@@ -157,7 +157,6 @@ class _Making:
         self._group = open_group("/")
         self._has_group = False
         self._joiner: Joiner | None = None
-        self._scope = False
 
     def prepare_cgroup(self, path: str, resources: dict[str, Any], *, systemd: bool) -> None:
         self._group = open_group(path, systemd=systemd)
@@ -165,9 +164,7 @@ class _Making:
         self._has_group = True
         self._group.create()
         self._group.set(resources)
-        self._scope = systemd
-        if not systemd:
-            self._joiner = self._group.joiner()
+        self._joiner = self._group.joiner()
 
     def run(self) -> Sandbox:
         trace.step("make directory", self.directory)
@@ -208,8 +205,6 @@ class _Making:
             letter, fields, _ = ours.receive()
             if letter == talk.MAP:
                 users.write_maps(self._pid, *self.maps)
-                if self._scope:
-                    self._group.join(self._pid)
                 ours.send(talk.GO)
             elif letter == talk.FAILED:
                 raise talk.error_of(fields)
@@ -290,7 +285,7 @@ class _Making:
         prctl(PR_SET_DUMPABLE, 0)
         prctl(PR_SET_PDEATHSIG, 9)
         os.setsid()
-        if "user" in self.wanted or self._scope:
+        if "user" in self.wanted:
             channel.ask(talk.MAP)
         if "user" in self.wanted:
             os.setresgid(0, 0, 0)
