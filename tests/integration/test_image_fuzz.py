@@ -67,7 +67,7 @@ hostile = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(hostile, st.booleans(), st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=4))
 def test_nothing_is_written_outside(entries: list[Entry], merged: bool, damage: list[tuple[int, int]]) -> None:
     entries = [one for one in entries if b"\0" not in one.name]
@@ -113,7 +113,7 @@ sane = st.builds(
 whiteout = st.builds(entry, st.just(tar.REGULAR), st.sampled_from(WHITEOUTS), st.just(""), st.just(0o644))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(sane, max_size=8), st.lists(st.one_of(sane, whiteout), max_size=8))
 def test_apart_and_merged_agree(lower_entries: list[Entry], upper_entries: list[Entry]) -> None:
     top = Path(tempfile.mkdtemp(prefix="sampan-fuzz-"))

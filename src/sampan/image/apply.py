@@ -322,6 +322,7 @@ class Applier:
         return not self._merged and not stat.S_ISDIR(status.st_mode)
 
     def _whiteout(self, folder: bytes, base: bytes) -> None:
+        self._touch(folder)  # it is there, whatever another whiteout says of it
         if base == _OPAQUE:
             self._opaque(folder)
             return
