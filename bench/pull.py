@@ -76,13 +76,14 @@ def make_layout(folder: Path, layers: int, megabytes: int, files: int) -> None:
         parts.append(add(igzip.compress(raw, 1), "application/vnd.oci.image.layer.v1.tar+gzip"))
     rootfs = {"type": "layers", "diff_ids": diff_ids}
     config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": rootfs}).encode()
+    media_type = "application/vnd.oci.image.manifest.v1+json"
     manifest = {
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "mediaType": media_type,
         "config": add(config, "application/vnd.oci.image.config.v1+json"),
         "layers": parts,
     }
-    target = add(json.dumps(manifest).encode(), manifest["mediaType"])
+    target = add(json.dumps(manifest).encode(), media_type)
     target["annotations"] = {"org.opencontainers.image.ref.name": "latest"}
     (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [target]}))

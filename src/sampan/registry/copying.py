@@ -77,7 +77,7 @@ def copy(
     ):
         target = opened.target()
         reporter.tell("resolved", digest=target.digest, total=target.size)
-        copied = _copy_document(opened, sink, reporter, target, wanted, 0)
+        copied = copy_document(opened, sink, reporter, target, wanted, 0)
         sink.finish(copied)
     reporter.tell("done", digest=copied.digest)
     return copied
@@ -155,10 +155,10 @@ def _full_name(name: str) -> str:
         return ""
 
 
-def _copy_document(
+def copy_document(
     source: Source, sink: Sink, reporter: Reporter, descriptor: Descriptor, platform: Platform | None, depth: int
 ) -> Descriptor:
-    """Copy a manifest or index after all that it speaks of."""
+    """Copy a manifest or index after all that it speaks of; returns what was copied: the platform's, if one is chosen."""
     if depth > _DEPTH_LIMIT:
         raise Corrupt(f"indexes are nested more than {_DEPTH_LIMIT} deep")
     data = b"".join(_checked(descriptor, iter([source.document(descriptor)])))
@@ -166,9 +166,9 @@ def _copy_document(
     if isinstance(document, Index):
         if platform is not None:
             chosen = select_platform(document, platform)
-            return _copy_document(source, sink, reporter, chosen, platform, depth + 1)
+            return copy_document(source, sink, reporter, chosen, platform, depth + 1)
         for child in document.manifests:
-            _copy_document(source, sink, reporter, child, None, depth + 1)
+            copy_document(source, sink, reporter, child, None, depth + 1)
     else:
         for blob in {part.digest: part for part in (*document.layers, document.config)}.values():
             if blob.media_type not in FOREIGN_LAYER_TYPES:

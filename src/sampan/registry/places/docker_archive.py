@@ -50,17 +50,33 @@ class DockerArchiveSource:
     Args:
         file: The archive.
         name: Which image; empty for the only one.
+        number: Which image by its place, instead.
     """
 
-    def __init__(self, file: str, name: str = "") -> None:
+    def __init__(self, file: str, name: str = "", *, number: int = -1) -> None:
         self._archive = Archive(file)
         self._paths: dict[str, str] = {}
         try:
-            self._entry = _choose(self.entries(), name, file)
+            entries = self.entries()
+            self._entry = entries[number] if number >= 0 else _choose(entries, name, file)
             self._manifest = self._make_manifest()
         except BaseException:
             self._archive.close()
             raise
+
+    @classmethod
+    def count(cls, file: str) -> int:
+        """How many images an archive has."""
+        archive = Archive(file)
+        try:
+            data = archive.read("manifest.json", MANIFEST_LIMIT)
+            return len(decode_as(data, list[Entry], f"{file}: manifest.json"))
+        finally:
+            archive.close()
+
+    def names(self) -> list[str]:
+        """Whole names of the image."""
+        return [str(Reference.parse(tag)) for tag in self._entry.repo_tags or ()]
 
     def entries(self) -> list[Entry]:
         """Images in the archive."""
@@ -130,6 +146,7 @@ class DockerArchiveSink:
         self._file = os.path.abspath(file)
         self._name = Reference.parse(name).familiar if name else ""
         self._manifests: dict[str, Manifest] = {}
+        self._entries: list[Entry] = []
         try:
             self._work = tempfile.mkdtemp(prefix=f".{os.path.basename(file)}.", dir=os.path.dirname(self._file))
         except OSError as error:
@@ -155,14 +172,24 @@ class DockerArchiveSink:
 
     def finish(self, target: Descriptor) -> None:
         """See :class:`~sampan.registry.places.interface.Sink`."""
+        self.add(target, self._name)
+        self.write()
+
+    def add(self, target: Descriptor, name: str) -> None:
+        """Take in an image whose parts were all put; :meth:`write` follows the last one."""
         manifest = self._manifests[target.digest]
         tree = os.path.join(self._work, "tree")
-        os.mkdir(tree)
+        os.makedirs(tree, exist_ok=True)
         config = f"{manifest.config.digest.partition(':')[2]}.json"
-        os.rename(self._blob(manifest.config.digest), os.path.join(tree, config))
-        layers = [self._expand(layer, tree) for layer in manifest.layers]
-        entry = {"Config": config, "RepoTags": [self._name] if self._name else None, "Layers": layers}
-        write_file(os.path.join(tree, "manifest.json"), [msgspec.json.encode([entry])])
+        if not os.path.exists(os.path.join(tree, config)):
+            os.link(self._blob(manifest.config.digest), os.path.join(tree, config))
+        layers = tuple(self._expand(layer, tree) for layer in manifest.layers)
+        self._entries.append(Entry(config=config, repo_tags=(name,) if name else None, layers=layers))
+
+    def write(self) -> None:
+        """Write the archive with all images taken in."""
+        tree = os.path.join(self._work, "tree")
+        write_file(os.path.join(tree, "manifest.json"), [msgspec.json.encode(self._entries)])
         pack(tree, os.path.join(self._work, "tar"))
         os.rename(os.path.join(self._work, "tar"), self._file)
 
@@ -170,6 +197,8 @@ class DockerArchiveSink:
         if layer.media_type not in LAYER_TYPES:
             raise Unsupported(f"layer {layer.digest}: {layer.media_type}: not a layer of a container's image")
         name = f"{layer.digest.partition(':')[2]}.tar"
+        if os.path.exists(os.path.join(tree, name)):
+            return name
         with open(self._blob(layer.digest), "rb") as file:
             write_file(os.path.join(tree, name), inflate(file.read))
         return name

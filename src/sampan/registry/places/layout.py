@@ -145,9 +145,13 @@ class LayoutSink:
 
     def finish(self, target: Descriptor) -> None:
         """See :class:`~sampan.registry.places.interface.Sink`."""
+        self.add(target, self._name, self._full_name)
+
+    def add(self, target: Descriptor, name: str, full_name: str = "") -> None:
+        """Name an image whose parts were all put."""
         annotations = {**target.annotations}
-        annotations |= {NAME: self._name} if self._name else {}
-        annotations |= {FULL_NAME: self._full_name} if self._full_name else {}
+        annotations |= {NAME: name} if name else {}
+        annotations |= {FULL_NAME: full_name} if full_name else {}
         named = msgspec.structs.replace(target, annotations=annotations)
         path = os.path.join(self._folder, "index.json")
         lock = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -156,19 +160,21 @@ class LayoutSink:
             others: list[Descriptor] = []
             if os.path.exists(path):
                 known = decode_as(read_small(path, MANIFEST_LIMIT), Index, path).manifests
-                others = [one for one in known if not self._replaces(one, named)]
+                others = [one for one in known if not _replaces(one, named)]
             index = Index(schema_version=2, media_type=MT_OCI_INDEX, manifests=(*others, named))
             write_file(path, [msgspec.json.encode(index)])
         finally:
             os.close(lock)
 
-    def _replaces(self, old: Descriptor, new: Descriptor) -> bool:
-        if old.annotations.get(NAME, "") == self._name:
-            return bool(self._name) or old.digest == new.digest
-        return False
-
     def close(self) -> None:
         """See :class:`~sampan.registry.places.interface.Sink`."""
+
+
+def _replaces(old: Descriptor, new: Descriptor) -> bool:
+    name = new.annotations.get(NAME, "")
+    if old.annotations.get(NAME, "") == name:
+        return bool(name) or old.digest == new.digest
+    return False
 
 
 class ArchiveSink(LayoutSink):
@@ -185,6 +191,10 @@ class ArchiveSink(LayoutSink):
     def finish(self, target: Descriptor) -> None:
         """See :class:`~sampan.registry.places.interface.Sink`."""
         super().finish(target)
+        self.write()
+
+    def write(self) -> None:
+        """Write the archive with all images that were added."""
         pack(os.path.join(self._work, "layout"), os.path.join(self._work, "tar"))
         os.rename(os.path.join(self._work, "tar"), self._file)
 
