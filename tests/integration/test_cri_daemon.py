@@ -1,58 +1,28 @@
 """The daemon as a process: start, refusals, signals, crash, and what a client sees of a fault."""
 
 import os
+import select
 import signal
 import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import pytest
-from cri_servers import Sampan
+from cri_daemon import LAUNCH, Daemon, private_daemon
 
 from sampan.cri import api_pb2 as pb
-from sampan.cri.api_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 
 pytestmark = pytest.mark.root
-
-LAUNCH = "import sys; from sampan.daemon.main import run; sys.exit(run(sys.argv[1]))"
-
-
-class Daemon(Sampan):
-    """`sampan daemon` without the command line around it, and clients for it."""
-
-    settings = ""
-
-    def command(self) -> list[str]:
-        config = Path(super().command()[-1])
-        config.write_text(self.settings + config.read_text())
-        return [sys.executable, "-c", LAUNCH, str(config)]
-
-    @property
-    def runtime(self) -> RuntimeServiceStub:
-        return RuntimeServiceStub(grpc.insecure_channel(self.endpoint))  # type: ignore[no-untyped-call]
-
-    @property
-    def images(self) -> ImageServiceStub:
-        return ImageServiceStub(grpc.insecure_channel(self.endpoint))  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    # pytest's own directories are not searchable by others, and their names are long for a socket.
-    with tempfile.TemporaryDirectory(prefix="sampan-cri-") as folder:
-        os.chmod(folder, 0o711)
-        server = Daemon(Path(folder), Path(folder) / "certs.d", bridge="sampancri0", subnet="10.89.71.0/24")
-        try:
-            yield server
-        finally:
-            server.stop()
-            server.clean()
+    with private_daemon("sampancri0", "10.89.71.0/24") as server:
+        yield server
 
 
 def refused(daemon: Daemon) -> subprocess.CompletedProcess[str]:
@@ -111,16 +81,10 @@ def test_after_a_kill_it_starts_over_the_stale_socket(daemon: Daemon) -> None:
 
 def test_its_zygote_ends_with_it(daemon: Daemon) -> None:
     daemon.start()
-    assert daemon.process is not None
-    pid = daemon.process.pid
-    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-        children = [int(child) for child in file.read().split()]
-    assert children
-    pidfds = [os.pidfd_open(child) for child in children]
+    pidfds = [os.pidfd_open(child) for child in daemon.children()]
+    assert pidfds
     daemon.kill()
     for pidfd in pidfds:
-        import select
-
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         assert poll.poll(5000), "the zygote outlived its daemon"

@@ -1,0 +1,71 @@
+"""``sampan daemon`` for tests: on private directories, without the command line around it, with clients for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+from cri_servers import Sampan
+
+from sampan.cri import api_pb2 as pb
+from sampan.cri.api_pb2_grpc import ImageServiceStub, RuntimeServiceStub
+
+LAUNCH = "import sys; from sampan.daemon.main import run; sys.exit(run(sys.argv[1]))"
+
+
+class Daemon(Sampan):
+    """A daemon and its clients."""
+
+    #: TOML that goes before all tables of the configuration.
+    settings = ""
+
+    def command(self) -> list[str]:
+        """Starts it by its function."""
+        super().command()
+        config = self.folder / "config.toml"
+        config.write_text(self.settings + config.read_text())
+        return [sys.executable, "-c", LAUNCH, str(config)]
+
+    @property
+    def runtime(self) -> RuntimeServiceStub:
+        """A fresh client: one made before a restart may be waiting to connect again."""
+        return RuntimeServiceStub(grpc.insecure_channel(self.endpoint))  # type: ignore[no-untyped-call]
+
+    @property
+    def images(self) -> ImageServiceStub:
+        """Likewise."""
+        return ImageServiceStub(grpc.insecure_channel(self.endpoint))  # type: ignore[no-untyped-call]
+
+    def remove_pods(self) -> None:
+        """Removes every pod, so that a test leaves nothing."""
+        runtime = self.runtime
+        for pod in runtime.ListPodSandbox(pb.ListPodSandboxRequest()).items:
+            runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod.id))
+
+    def children(self) -> list[int]:
+        """Its child processes: the zygote."""
+        assert self.process is not None
+        pid = self.process.pid
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            return [int(child) for child in file.read().split()]
+
+
+@contextmanager
+def private_daemon(bridge: str, subnet: str) -> Iterator[Daemon]:
+    """A daemon that is not started yet, in a folder of its own that goes at the end, as do its pods."""
+    # pytest's own directories are not searchable by others, and their names are long for a socket.
+    with tempfile.TemporaryDirectory(prefix="sampan-cri-", ignore_cleanup_errors=True) as folder:
+        os.chmod(folder, 0o711)
+        daemon = Daemon(Path(folder), Path(folder) / "certs.d", bridge=bridge, subnet=subnet)
+        try:
+            yield daemon
+        finally:
+            if daemon.process is not None and daemon.process.poll() is None:
+                daemon.remove_pods()
+            daemon.stop()
+            daemon.clean()
