@@ -105,20 +105,19 @@ def rmi(options: Globals, names: tuple[str, ...]) -> int:
 
 @click.command()
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="File to write.")
-@click.option("--format", "form", type=click.Choice(["oci-archive", "docker-archive"]), default="oci-archive")
 @click.argument("names", nargs=-1, required=True)
 @click.pass_obj
-def save(options: Globals, output: str, form: str, names: tuple[str, ...]) -> None:
-    """Write images into an archive."""
+def save(options: Globals, output: str, names: tuple[str, ...]) -> None:
+    """Write images into an archive that OCI's and Docker's tools read."""
     with open_engine(options) as engine:
-        engine.images.save(names, output, form=form)
+        engine.images.save(names, output)
 
 
 @click.command()
-@click.option("-i", "--input", "source", required=True, type=click.Path(exists=True), help="Archive or OCI layout.")
+@click.option("-i", "--input", "source", required=True, type=click.Path(exists=True), help="Archive.")
 @click.pass_obj
 def load(options: Globals, source: str) -> None:
-    """Read images from an archive or an OCI layout directory."""
+    """Read images from an archive, OCI's or Docker's."""
     with open_engine(options) as engine:
         for name in engine.images.load(source):
             click.echo(f"Loaded: {name}")

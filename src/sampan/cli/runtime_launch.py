@@ -9,6 +9,10 @@ import sys
 # A few thousand objects are made, and nothing is kept: collecting would be time lost.
 gc.disable()
 sys.path.insert(0, __file__.rpartition("/sampan/cli/")[0])
+# Where dependencies are, should one be wanted (jeepney): beside the interpreter, when this is a development install.
+sys.path.append(
+    f"{sys.executable.rpartition('/')[0]}/../lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+)
 
 from sampan.cli.runtime import main  # noqa: E402
 

@@ -228,8 +228,15 @@ class Containers:
         return record
 
     def kill(self, container_id: str, signal: int, *, all: bool = False) -> None:
-        """Signal the container's init, or all its processes."""
-        record = self.running(container_id)
+        """Signal the container's init, or all its processes.
+
+        Raises:
+            WrongState: The container has ended.
+        """
+        # Whether it has begun only the monitor knows: a program runs before start() has written that it does.
+        record = self.get(container_id)
+        if record.state not in ("created", "running"):
+            raise WrongState(f"container {record.id[:12]} is {record.state}, not running")
         self._engine.monitor(record.pod_id).signal(record.id, signal, all=all)
 
     def pause(self, container_id: str) -> None:

@@ -2,11 +2,12 @@
 
 import threading
 import time
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from sampan.engine.model import Event
+from sampan.storage import records as stored
 
 Kind = Literal["created", "started", "stopped", "deleted", "oom", "pod-created", "pod-stopped", "pod-deleted"]
 
@@ -62,31 +63,31 @@ class Events:
         namespace: Whose.
     """
 
-    def __init__(self, table: Any, namespace: str) -> None:
+    def __init__(self, table: stored.Events, namespace: str) -> None:
         self._table = table
         self._namespace = namespace
         self._appended = threading.Condition()
 
     def append(self, kind: Kind, *, container_id: str = "", pod_id: str = "", exit_code: int = 0) -> int:
         """Record an event, in the caller's transaction if it has one; its sequence number."""
-        stored = _Stored(kind, container_id, pod_id, exit_code)
-        sequence: int = self._table.append(self._namespace, msgspec.json.encode(stored))
+        event = _Stored(kind, container_id, pod_id, exit_code)
+        sequence = self._table.append(self._namespace, msgspec.json.encode(event))
         self.wake()
         return sequence
 
     def since(self, sequence: int, *, limit: int = 1000) -> list[Event]:
         """Events after ``sequence``, oldest first."""
         events = []
-        for row in self._table.since(sequence, limit=limit, ns=self._namespace):
-            stored = msgspec.json.decode(row.data, type=_Stored)
+        for row in self._table.since(sequence, limit=limit, namespace=self._namespace):
+            found = msgspec.json.decode(row.data, type=_Stored)
             events.append(
                 Event(
                     sequence=row.sequence,
                     time=row.time,
-                    kind=stored.kind,
-                    container_id=stored.container_id,
-                    pod_id=stored.pod_id,
-                    exit_code=stored.exit_code,
+                    kind=found.kind,
+                    container_id=found.container_id,
+                    pod_id=found.pod_id,
+                    exit_code=found.exit_code,
                 )
             )
         return events

@@ -2,16 +2,17 @@
 
 import builtins
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from sampan.engine.model import ContainerRecord, ImageRecord
-from sampan.errors import InvalidInput, NotFound
+from sampan.errors import InvalidInput, NotFound, StageFailed
 from sampan.image.reference import Reference
 from sampan.spec import image as spec
+from sampan.storage import transfer
 from sampan.storage.unpack import snapshot_name, unpack, unpacked
 
 if TYPE_CHECKING:
@@ -106,6 +107,43 @@ class Images:
         source = str(Reference.parse(name))
         sent = push(engine.store, engine.namespace, source, engine.resolver, reference=reference, progress=progress)
         return str(sent.digest)
+
+    def save(self, names: Sequence[str], path: str) -> None:
+        """Write images into an archive that OCI's and Docker's tools read.
+
+        Args:
+            names: Images, by name.
+            path: The file, which appears whole or not at all.
+
+        Raises:
+            NotFound: An image is not there, or not complete.
+            StageFailed: The file can't be written.
+        """
+        canonical = [str(Reference.parse(name)) for name in names]
+        partial = f"{path}.partial"
+        try:
+            with open(partial, "wb") as file:
+                transfer.save(self._engine.store, self._engine.namespace, canonical, file.write)
+            os.rename(partial, path)
+        except OSError as error:
+            raise StageFailed("write the archive", error, path=path) from error
+        finally:
+            if os.path.exists(partial):
+                os.unlink(partial)
+
+    def load(self, path: str) -> "builtins.list[str]":
+        """Read images from an archive, compressed or not; their names.
+
+        Raises:
+            Corrupt: It is no archive of images.
+            StageFailed: It can't be read.
+        """
+        try:
+            with open(path, "rb") as file:
+                loaded = transfer.load(self._engine.store, self._engine.namespace, file.read)
+        except OSError as error:
+            raise StageFailed("read the archive", error, path=path) from error
+        return [one.name or one.target.digest for one in loaded]
 
     def list(self, reference: str = "") -> "builtins.list[ImageRecord]":
         """Every image, or those that ``reference`` names."""

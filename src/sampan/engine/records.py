@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from sampan.errors import InvalidInput, NotFound
+from sampan.storage import records as stored
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,7 +36,7 @@ class Records(Generic[T]):
         noun: What a person calls one, for errors.
     """
 
-    def __init__(self, table: Any, kind: type[T], noun: str) -> None:
+    def __init__(self, table: stored.Records, kind: type[T], noun: str) -> None:
         self._table = table
         self._decoder = msgspec.json.Decoder(kind)
         self._noun = noun

@@ -1,0 +1,346 @@
+"""Pods and containers through the engine, on the real kernel: the Python API's own promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from engine_world import World, world
+
+from sampan.engine.engine import Engine
+from sampan.engine.model import (
+    ContainerSpec,
+    Metadata,
+    Mount,
+    Namespaces,
+    PodRecord,
+    PodSpec,
+    PortMapping,
+    Resources,
+    Security,
+)
+from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, TimedOut, WrongState
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with world(tmp_path_factory.mktemp("engine")) as made:
+        yield made
+
+
+@pytest.fixture
+def engine(here: World) -> Iterator[Engine]:
+    opened = here.engine()
+    yield opened
+    for pod in opened.pods.list():
+        opened.pods.remove(pod.id)
+    assert opened.container_records.list() == []
+    assert here.mounts() == []
+    assert os.listdir(f"{here.folder}/state/ns") == os.listdir(f"{here.folder}/state/pods") == []
+    opened.close()
+
+
+def pod(engine: Engine, name: str = "p", **fields: object) -> PodRecord:
+    fields.setdefault("network", "none")
+    return engine.pods.run(PodSpec(metadata=Metadata(name), **fields))  # type: ignore[arg-type]
+
+
+def container(here: World, *command: str, name: str = "c", **fields: object) -> ContainerSpec:
+    return ContainerSpec(**{"metadata": Metadata(name), "image": here.image, "command": command, **fields})
+
+
+def run(engine: Engine, pod_id: str, spec: ContainerSpec) -> str:
+    made = engine.containers.create(pod_id, spec)
+    engine.containers.start(made.id)
+    return made.id
+
+
+def test_a_container_runs_ends_and_says_how(here: World, engine: Engine) -> None:
+    cid = run(engine, pod(engine).id, container(here, "sh", "-c", "exit 7"))
+    assert engine.containers.wait(cid, 10) == 7
+    record = engine.containers.get(cid)
+    assert (record.state, record.reason) == ("exited", "Error")
+    assert record.created_at <= record.started_at <= record.finished_at
+    kinds = [event.kind for event in engine.events.since(0) if cid in (event.container_id, "")]
+    assert kinds[-3:] == ["created", "started", "stopped"]
+
+
+def test_the_same_request_again_gets_the_same_pod_and_container(here: World, engine: Engine) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        ids = {future.result().id for future in [pool.submit(pod, engine) for _ in range(8)]}
+    assert len(ids) == 1
+    (pod_id,) = ids
+    spec = container(here, "sleep", "100")
+    with ThreadPoolExecutor(8) as pool:
+        made = {f.result().id for f in [pool.submit(engine.containers.create, pod_id, spec) for _ in range(8)]}
+    assert len(made) == 1
+    with pytest.raises(AlreadyExists):
+        engine.pods.run(PodSpec(metadata=Metadata("p"), network="none"), exclusive=True)
+
+
+def test_containers_of_a_pod_share_network_ipc_and_when_asked_pids(here: World, engine: Engine) -> None:
+    shared = pod(engine, namespaces=Namespaces(pid="pod"))
+    modes = Namespaces(pid="pod")
+    one = run(engine, shared.id, container(here, "sleep", "100", name="one", namespaces=modes))
+    two = run(engine, shared.id, container(here, "sleep", "200", name="two"))
+    seen = engine.containers.exec_sync(one, ["ps"]).stdout.decode()
+    assert "/pause" in seen
+    assert "sleep 100" in seen
+    assert "sleep 200" not in seen
+    links = {
+        kind: {os.readlink(f"/proc/{engine.containers.get(c).pid}/ns/{kind}") for c in (one, two)}
+        for kind in ("net", "ipc", "uts", "pid", "mnt")
+    }
+    assert {kind: len(found) for kind, found in links.items()} == {"net": 1, "ipc": 1, "uts": 1, "pid": 2, "mnt": 2}
+
+
+def test_limits_reach_the_kernel_and_can_be_changed(here: World, engine: Engine) -> None:
+    limits = Resources(cpu_period=100_000, cpu_quota=10_000, memory_limit=32 << 20, pids_limit=50)
+    cid = run(engine, pod(engine).id, container(here, "sleep", "100", resources=limits))
+    read = ["cat", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
+    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+        read = ["cat", "/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/memory.max"]
+    before = engine.containers.exec_sync(cid, read).stdout.split()
+    assert before[0] == b"10000"
+    assert before[-1] == b"33554432"
+    engine.containers.update(cid, Resources(memory_limit=48 << 20))
+    assert engine.containers.exec_sync(cid, read).stdout.split()[-1] == b"50331648"
+    assert engine.containers.get(cid).resources.cpu_quota == 10_000
+
+
+def test_running_out_of_memory_is_said_to_be_that(here: World, engine: Engine) -> None:
+    hog = container(here, "sh", "-c", "tail /dev/zero", resources=Resources(memory_limit=16 << 20))
+    cid = run(engine, pod(engine).id, hog)
+    assert engine.containers.wait(cid, 30) == 137
+    assert engine.containers.get(cid).reason == "OOMKilled"
+
+
+def test_stop_asks_first_and_kills_after_the_time(here: World, engine: Engine) -> None:
+    p = pod(engine)
+    polite = run(engine, p.id, container(here, "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.1; done", name="a"))
+    deaf = run(engine, p.id, container(here, "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done", name="b"))
+    engine.containers.stop(polite, 20)
+    assert engine.containers.get(polite).exit_code == 3
+    began = time.monotonic()
+    engine.containers.stop(deaf, 0.3)
+    assert engine.containers.get(deaf).exit_code == 137
+    assert time.monotonic() - began >= 0.3
+
+
+def test_exec_collects_output_and_code_and_a_timeout_ends_the_whole_group(here: World, engine: Engine) -> None:
+    cid = run(engine, pod(engine).id, container(here, "sleep", "100"))
+    result = engine.containers.exec_sync(cid, ["sh", "-c", "echo out; echo err >&2; exit 5"])
+    assert (result.stdout, result.stderr, result.exit_code) == (b"out\n", b"err\n", 5)
+    with pytest.raises(TimedOut):
+        engine.containers.exec_sync(cid, ["sh", "-c", "sleep 77 & sleep 78"], timeout=0.3)
+    assert "sleep 7" not in engine.containers.exec_sync(cid, ["ps"]).stdout.decode()
+    with pytest.raises(SampanError, match="nosuch"):
+        engine.containers.exec_sync(cid, ["nosuch"])
+
+
+def test_exec_output_is_bounded(here: World, engine: Engine) -> None:
+    cid = run(engine, pod(engine).id, container(here, "sleep", "100"))
+    bound = engine.config.max_exec_output
+    result = engine.containers.exec_sync(cid, ["head", "-c", str(bound + 5_000_000), "/dev/zero"])
+    assert len(result.stdout) == bound
+    assert result.exit_code == 0
+
+
+def test_a_host_port_leads_into_the_pod(here: World, engine: Engine) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    p = pod(engine, network="", ports=(PortMapping(8080, port),))
+    serve = "mkdir -p /w; echo hello > /w/index.html; exec httpd -f -p 8080 -h /w"
+    run(engine, p.id, container(here, "sh", "-c", serve))
+    for address, number in ((p.ips[0], 8080), ("127.0.0.1", port)):
+        assert b"hello" in fetch(address, number)
+    engine.pods.stop(p.id)
+    with pytest.raises(ConnectionRefusedError):
+        fetch("127.0.0.1", port)
+
+
+def fetch(address: str, port: int) -> bytes:
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            with socket.create_connection((address, port), timeout=2) as sock:
+                sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                return b"".join(iter(lambda: sock.recv(4096), b""))
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline or port != 8080:
+                raise
+            time.sleep(0.02)
+
+
+def test_volumes_are_seen_and_readonly_ones_are_not_written(here: World, engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("from the machine")
+    mounts = (Mount("/rw", str(tmp_path)), Mount("/ro", str(tmp_path), readonly=True))
+    cid = run(engine, pod(engine).id, container(here, "sleep", "100", mounts=mounts))
+    assert engine.containers.exec_sync(cid, ["cat", "/ro/f"]).stdout == b"from the machine"
+    assert engine.containers.exec_sync(cid, ["touch", "/ro/x"]).exit_code != 0
+    assert engine.containers.exec_sync(cid, ["touch", "/rw/x"]).exit_code == 0
+    assert (tmp_path / "x").exists()
+
+
+def test_a_container_over_a_directory_leaves_it_alone(here: World, engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sh").write_bytes(Path("/bin/busybox").read_bytes())
+    (tmp_path / "bin/sh").chmod(0o755)
+    spec = ContainerSpec(metadata=Metadata("c"), rootfs=str(tmp_path), command=("/bin/sh", "-c", "echo x > /new"))
+    cid = run(engine, pod(engine).id, spec)
+    assert engine.containers.wait(cid, 10) == 0
+    assert sorted(os.listdir(tmp_path)) == ["bin"]
+
+
+def test_another_runtime_runs_the_container(here: World, engine: Engine) -> None:
+    p = pod(engine, handler="runc")
+    cid = run(engine, p.id, container(here, "sh", "-c", "echo from runc; sleep 100", log_path=""))
+    assert engine.containers.exec_sync(cid, ["echo", "hi"]).stdout == b"hi\n"
+    assert os.path.exists(f"{engine.layout.runtime('runc')}/{cid}/state.json")
+    engine.containers.stop(cid, 0)
+    assert engine.containers.get(cid).exit_code == 137
+
+
+def test_stats_speak_of_the_container(here: World, engine: Engine) -> None:
+    cid = run(engine, pod(engine).id, container(here, "sh", "-c", "dd if=/dev/zero of=/f bs=1M count=3; sleep 100"))
+    deadline = time.monotonic() + 10
+    while engine.containers.stats(cid).fs_used_bytes < 3 << 20 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    stats = engine.containers.stats(cid)
+    assert stats.fs_used_bytes >= 3 << 20
+    assert stats.memory_usage > 0
+    assert stats.cpu_usage_ns > 0
+    assert stats.pids >= 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sysctls": {"kernel.panic": "1"}}, "belongs to no namespace"),
+        ({"sysctls": {"net.ipv4.ip_forward+kernel.core_pattern": "x"}}, "sysctl"),
+        ({"sysctls": {"net/../../etc": "x"}}, "sysctl"),
+        ({"hostname": "a/b"}, "host name"),
+        ({"handler": "nosuch"}, "no runtime handler"),
+        ({"cgroup_parent": "/../../x"}, "cgroup"),
+        ({"network": "nosuch"}, "nosuch"),
+        ({"ports": (PortMapping(80, 70000),)}, "no port"),
+    ],
+)
+def test_a_bad_pod_is_refused_and_nothing_is_left(engine: Engine, fields: dict[str, object], message: str) -> None:
+    with pytest.raises(SampanError, match=message):
+        pod(engine, **fields)  # type: ignore[arg-type]
+    assert engine.pod_records.list() == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"image": "nosuch.example/x:1"}, NotFound),
+        ({"image": "UPPER//x"}, InvalidInput),
+        ({"command": ("/nosuch",)}, SampanError),
+        ({"working_dir": "relative"}, InvalidInput),
+        ({"mounts": (Mount("relative", "/tmp"),)}, InvalidInput),
+        ({"mounts": (Mount("/x", "relative"),)}, InvalidInput),
+        ({"security": Security(username="nobody-knows")}, InvalidInput),
+        ({"security": Security(username="4294967296")}, InvalidInput),
+        ({"security": Security(add_capabilities=("SYS_NONSENSE",))}, InvalidInput),
+        ({"log_path": "../../etc/x"}, InvalidInput),
+        ({"resources": Resources(memory_limit=1)}, SampanError),
+    ],
+)
+def test_a_bad_container_is_refused_and_nothing_is_left(
+    here: World, engine: Engine, fields: dict[str, object], error: type[Exception]
+) -> None:
+    p = pod(engine)
+    before = here.mounts()
+    with pytest.raises(error):
+        engine.containers.create(p.id, container(here, **{"command": ("true",), **fields}))  # type: ignore[arg-type]
+    assert engine.container_records.list() == []
+    assert here.mounts() == before
+    assert engine.monitor(p.id).info()["containers"] == []
+
+
+def test_what_has_ended_refuses_with_its_state(here: World, engine: Engine) -> None:
+    p = pod(engine)
+    cid = run(engine, p.id, container(here, "true"))
+    engine.containers.wait(cid, 10)
+    for call in (engine.containers.start, lambda c: engine.containers.exec_sync(c, ["true"])):
+        with pytest.raises(WrongState, match="exited"):
+            call(cid)
+    engine.containers.stop(cid, 0)
+    engine.pods.stop(p.id)
+    engine.pods.stop(p.id)
+    with pytest.raises(WrongState):
+        engine.containers.create(p.id, container(here, "true", name="late"))
+
+
+def test_two_engines_see_each_others_work(here: World, engine: Engine) -> None:
+    other = here.engine()
+    try:
+        p = pod(engine)
+        cid = run(engine, p.id, container(here, "sleep", "100"))
+        assert other.containers.get(cid).state == "running"
+        waited: list[int] = []
+        waiter = threading.Thread(target=lambda: waited.append(engine.containers.wait(cid, 20)))
+        waiter.start()
+        other.containers.kill(cid, signal.SIGKILL)
+        waiter.join(20)
+        assert waited == [137]
+        other.pods.remove(p.id)
+        with pytest.raises(NotFound):
+            engine.pods.get(p.id)
+    finally:
+        other.close()
+
+
+def test_a_hung_container_delays_no_list(here: World, engine: Engine) -> None:
+    p = pod(engine)
+    cid = run(engine, p.id, container(here, "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"))
+    stopper = threading.Thread(target=engine.containers.stop, args=(cid, 3))
+    stopper.start()
+    began = time.monotonic()
+    assert [c.state for c in engine.containers.list()] == ["running"]
+    assert engine.containers.exec_sync(cid, ["true"]).exit_code == 0
+    assert time.monotonic() - began < 2.5
+    stopper.join(20)
+
+
+def test_a_pod_whose_monitor_was_killed_is_ended_and_can_be_removed(here: World, engine: Engine) -> None:
+    p = pod(engine)
+    cid = run(engine, p.id, container(here, "sleep", "100"))
+    pid = engine.containers.get(cid).pid
+    with open(f"{engine.layout.pod(p.id)}/monitor.json") as file:
+        os.kill(json.load(file)["pid"], signal.SIGKILL)
+    engine.recover()
+    record = engine.containers.get(cid)
+    assert (record.state, record.exit_code, record.reason) == ("exited", 255, "Unknown")
+    assert not os.path.exists(f"/proc/{pid}/exe") or not os.readlink(f"/proc/{pid}/exe").endswith("busybox")
+    assert engine.pods.get(p.id).state == "notready"
+
+
+def test_a_half_made_pod_is_found_and_removed(here: World, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Crash(BaseException):
+        pass
+
+    def crash(*_: object) -> None:
+        raise Crash
+
+    monkeypatch.setattr(engine.pods, "_attach", crash)
+    monkeypatch.setattr(engine.pods, "discard", lambda _: None)
+    with pytest.raises(Crash):
+        pod(engine, network="")
+    monkeypatch.undo()
+    (left,) = engine.pod_records.list()
+    assert left.state == "creating"
+    assert engine.pods.list() == []
+    engine.recover()
+    assert engine.pod_records.list() == []
