@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: A download that goes on is resumed however often it breaks off, within reason.
 _RESUMES_LIMIT = 100
+#: Seconds to wait for another download of the same blob before it is asked whether to go on.
+_TURN = 1.0
 #: Bytes between two breaks that count as going on.
 _PROGRESS = 64 << 10
 
@@ -69,7 +71,7 @@ class Downloader:
         watch = client.watch(client.limits.blob)
         for last in (False, True):
             try:
-                writer = self._store.content.writer(descriptor, lease=self._lease)
+                writer = self._writer(descriptor, watch)
             except AlreadyExists:
                 return False
             with writer:
@@ -87,6 +89,15 @@ class Downloader:
                 except SampanError as error:
                     raise LocalFailure(error) from error
         raise AssertionError("unreachable")
+
+    def _writer(self, descriptor: Descriptor, watch: Watch) -> "Writer":
+        """A writer of the blob; waits for another one as long as the operation is wanted."""
+        while True:
+            watch.check(f"blob {descriptor.digest}")
+            try:
+                return self._store.content.writer(descriptor, lease=self._lease, timeout=_TURN)
+            except TimedOut:
+                self._reporter.tell("waiting", digest=descriptor.digest, total=descriptor.size)
 
     def _fill(
         self, client: Client, descriptor: Descriptor, writer: "Writer", opened: Opened | None, watch: Watch

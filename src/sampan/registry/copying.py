@@ -158,7 +158,7 @@ def _full_name(name: str) -> str:
 def copy_document(
     source: Source, sink: Sink, reporter: Reporter, descriptor: Descriptor, platform: Platform | None, depth: int
 ) -> Descriptor:
-    """Copy a manifest or index after all that it speaks of; returns what was copied: the platform's, if one is chosen."""
+    """Copy a manifest or index after all that it speaks of; returns what was copied: one platform's, if chosen."""
     if depth > _DEPTH_LIMIT:
         raise Corrupt(f"indexes are nested more than {_DEPTH_LIMIT} deep")
     data = b"".join(_checked(descriptor, iter([source.document(descriptor)])))

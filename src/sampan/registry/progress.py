@@ -14,6 +14,7 @@ Kind = Literal[
     "resolving",  # asking which digest the name has
     "resolved",  # digest known
     "exists",  # a blob is there already
+    "waiting",  # another pull is downloading the blob
     "downloading",  # bytes came
     "downloaded",
     "uploading",  # bytes went

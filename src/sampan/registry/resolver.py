@@ -1,5 +1,6 @@
 """One resolver for every command: from an image's name to the hosts, connections and credentials that serve it."""
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 
@@ -70,7 +71,7 @@ class Resolver:
         self._directories = tuple(hosts_dirs)
         self._chain = Chain(auth_files)
         self._lock = threading.Lock()
-        self._transports: dict[Host, Transport] = {}
+        self._transports: dict[Host, tuple[tuple[int, ...], Transport]] = {}
 
     def hosts(self, domain: str) -> list[Host]:
         """Hosts for a registry, in order; read anew at each call, so that a changed file is seen at once."""
@@ -86,11 +87,13 @@ class Resolver:
 
     def transport(self, host: Host) -> Transport:
         """Connections to a host, shared."""
+        # A certificate that was renewed makes new connections; requests on old ones end as they will.
+        stamp = tuple(_changed(file) for file in (*host.ca, *(name for pair in host.client for name in pair if name)))
         with self._lock:
-            transport = self._transports.get(host)
-            if transport is None:
-                transport = self._transports[host] = Transport(host, self.limits)
-            return transport
+            known = self._transports.get(host)
+            if known is None or known[0] != stamp:
+                known = self._transports[host] = (stamp, Transport(host, self.limits))
+            return known[1]
 
     def repository(
         self,
@@ -160,9 +163,16 @@ class Resolver:
     def close(self) -> None:
         """End all connections."""
         with self._lock:
-            for transport in self._transports.values():
+            for _, transport in self._transports.values():
                 transport.close()
             self._transports.clear()
+
+
+def _changed(file: str) -> int:
+    try:
+        return os.stat(file).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _security(host: Host) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -212,6 +213,54 @@ def test_https_does_not_become_http(tmp_path: Path, store: Store, registry: Faul
             pull(store, "default", "r.example/team/app:1", resolver, unpack=False, credentials=mine)
         assert not tokens.asked
         assert not registry.requests
+
+
+def test_client_certificates(tmp_path: Path, store: Store) -> None:
+    ca, certificate, key = make_certificates(tmp_path / "tls")
+    context = server_context(certificate, key)
+    context.load_verify_locations(ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    with FaultRegistry(str(tmp_path / "strict"), tls=context) as strict:
+        noise_image().put_into(strict.tree, "team/app", "1")
+        text = f'server="https://{strict.address}"\nca="{ca}"\n'
+        certs = tmp_path / "certs.d"
+        resolver = Resolver((str(certs),), (), LIMITS)
+        write_hosts(certs, "r.example", text)
+        with pytest.raises(Unavailable, match=strict.address):
+            pull(store, "default", "r.example/team/app:1", resolver, unpack=False)
+        write_hosts(certs, "r.example", f'{text}client=[["{certificate}", "{key}"]]\n')
+        pull(store, "default", "r.example/team/app:1", resolver, unpack=False)
+
+
+def test_skip_verify(tmp_path: Path, store: Store) -> None:
+    _, certificate, key = make_certificates(tmp_path / "tls")
+    with FaultRegistry(str(tmp_path / "tls-registry"), tls=server_context(certificate, key)) as secure:
+        noise_image().put_into(secure.tree, "team/app", "1")
+        hosts = write_hosts(tmp_path / "certs.d", "r.example", f'server="https://{secure.address}"\nskip_verify=true\n')
+        pull(store, "default", "r.example/team/app:1", Resolver((str(hosts),), (), LIMITS), unpack=False)
+
+
+@pytest.mark.parametrize("way", ["hosts.toml", "environment", "NO_PROXY"])
+def test_proxies(
+    tmp_path: Path, store: Store, registry: FaultRegistry, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Our registry takes a proxy's requests, which have whole addresses in their first line."""
+    text = 'server = "http://registry.invalid"\n'
+    proxy = f"http://{registry.address}"
+    if way == "hosts.toml":
+        text += f'proxy = "{proxy}"\n'
+        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    else:
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.setenv("no_proxy", "example.com,.invalid" if way == "NO_PROXY" else "example.com")
+    resolver = Resolver((str(write_hosts(tmp_path / "certs.d", "r.example", text)),), (), LIMITS)
+    if way == "NO_PROXY":
+        with pytest.raises(Unavailable, match=r"registry\.invalid: HEAD"):
+            pull(store, "default", "r.example/team/app:1", resolver, unpack=False)
+        assert not registry.requests
+        return
+    pull(store, "default", "r.example/team/app:1", resolver, unpack=False)
+    assert registry.seen("HEAD", "http://registry.invalid/v2/team/app/manifests/1")
 
 
 def test_plain_http_where_tls_is_spoken(tmp_path: Path, store: Store, registry: FaultRegistry) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 from sampan.errors import SampanError, TimedOut, Unavailable
 from sampan.image.reference import Reference
+from sampan.registry.client import Client
 from sampan.registry.credentials import Credentials
 from sampan.registry.progress import Reporter
 from sampan.registry.pushing import Uploader
+from sampan.registry.repository import combine
 from sampan.registry.resolver import Resolver
 from sampan.registry.transport import Cancelled
 from sampan.spec.image import Descriptor
@@ -37,35 +39,46 @@ class RemoteSource:
 
     def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """See :class:`~sampan.registry.places.interface.Source`; goes on where a connection breaks."""
-        offset, failures = 0, 0
-        clients = self._repository.clients("pull")
-        while offset < descriptor.size or not descriptor.size:
-            client = clients[min(failures // 2, len(clients) - 1)]
-            watch = client.watch(client.limits.blob)
+        failures: list[SampanError] = []
+        offset = 0
+        for client in self._repository.clients("pull"):
             try:
-                answer, start = client.open_blob(descriptor.digest, offset, watch)
-                skip = offset - start
-                try:
-                    for chunk in answer.chunks(watch):
-                        fresh = chunk[skip:]
-                        skip = max(0, skip - len(chunk))
-                        offset += len(fresh)
-                        yield fresh
-                        self._reporter.bytes(
-                            "downloading", descriptor.digest, offset, descriptor.size, client.host.name
-                        )
-                    if offset >= descriptor.size:
-                        return
-                    raise Unavailable(f"{answer.what}: ended after {offset} of {descriptor.size} bytes")
-                finally:
-                    answer.close()
+                for chunk in self._from_host(client, descriptor, offset):
+                    offset += len(chunk)
+                    yield chunk
+                return
+            except (Cancelled, GeneratorExit):
+                raise
+            except SampanError as error:
+                failures.append(error)
+        raise combine(failures, f"{self._repository.reference.repository}: blob {descriptor.digest}", "pull")
+
+    def _from_host(self, client: Client, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
+        """The bytes from ``offset`` on, resumed where the connection breaks."""
+        watch = client.watch(client.limits.blob)
+        failures = 0
+        while True:
+            answer, start = client.open_blob(descriptor.digest, offset, watch)
+            skip = offset - start
+            try:
+                for chunk in answer.chunks(watch):
+                    fresh = chunk[skip:]
+                    skip = max(0, skip - len(chunk))
+                    offset += len(fresh)
+                    yield fresh
+                    self._reporter.bytes("downloading", descriptor.digest, offset, descriptor.size, client.host.name)
+                if offset >= descriptor.size:
+                    return
+                raise Unavailable(f"{answer.what}: ended after {offset} of {descriptor.size} bytes")
             except Cancelled:
                 raise
             except (Unavailable, TimedOut) as error:
                 failures += 1
-                if failures >= client.limits.attempts + 2 * (len(clients) - 1):
+                if failures >= client.limits.attempts:
                     raise
-                client.pause(min(failures, 8), error, watch)
+                client.pause(failures, error, watch)
+            finally:
+                answer.close()
 
     def close(self) -> None:
         """See :class:`~sampan.registry.places.interface.Source`."""
