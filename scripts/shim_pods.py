@@ -51,7 +51,7 @@ class Pod:
     def bundle(self, name: str, script: str, **changes: Any) -> str:
         """A bundle that runs ``script`` in busybox's shell; ``changes`` go to the process."""
         path = self.path / name
-        (path / "rootfs/bin").mkdir(parents=True)
+        (path / "rootfs/bin").mkdir(parents=True, exist_ok=True)
         shutil.copy(BUSYBOX, path / "rootfs/bin/busybox")
         for applet in ("sh", "cat", "echo", "sleep", "true", "head", "seq", "stty", "kill", "dd", "yes", "mkfifo"):
             (path / "rootfs/bin" / applet).symlink_to("busybox")
