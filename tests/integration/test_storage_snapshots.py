@@ -137,6 +137,17 @@ def test_a_throw_away_overlay_on_the_machines_own_root(overlay_store: Store, tmp
         overlay_store.snapshots.overlay_on("top", "/nowhere")
 
 
+def test_a_volatile_snapshot_is_mounted_again_and_again(overlay_store: Store, tmp_path: Path) -> None:
+    layer(overlay_store, tmp_path, "one", "", "a")
+    mounts = overlay_store.snapshots.prepare("top", "one", volatile=True)
+    assert "volatile" in mounts[0]["options"]
+    for number in range(3):
+        with mounted(overlay_store.snapshots.mounts("top"), tmp_path) as root:
+            assert len(list(root.iterdir())) == 1 + number
+            (root / f"f{number}").touch()
+    overlay_store.snapshots.remove("top")
+
+
 def test_a_lower_directory_with_odd_letters(overlay_store: Store, tmp_path: Path) -> None:
     odd = tmp_path / "a:b,c\\d"
     odd.mkdir()

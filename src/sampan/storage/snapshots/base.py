@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = "key, kind, parent, labels, created_at, directory"
 _LOWER_LABEL = "sampan.lowerdir"
+_VOLATILE_LABEL = "sampan.volatile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,11 @@ class DirectorySnapshotter(ABC):
     def _fill(self, directory: str, kind: Kind, parents: Sequence[str]) -> None:
         """Make what a new snapshot needs inside ``directory``; ``parents`` are directories, nearest first."""
 
+    @staticmethod
+    def is_volatile(info: SnapshotInfo) -> bool:
+        """Whether a snapshot's changes need not outlive a power failure."""
+        return _VOLATILE_LABEL in info.labels
+
     @abstractmethod
     def _mounts(self, info: SnapshotInfo, parents: Sequence[str]) -> list[Mount]:
         """The mounts of an active snapshot or view; ``parents`` are directories, nearest first."""
@@ -83,10 +89,17 @@ class DirectorySnapshotter(ABC):
     # ---------------------------------------------------------------- making
 
     def prepare(
-        self, key: str, parent: str = "", *, lease: Holder | None = None, labels: Mapping[str, str] | None = None
+        self,
+        key: str,
+        parent: str = "",
+        *,
+        lease: Holder | None = None,
+        labels: Mapping[str, str] | None = None,
+        volatile: bool = False,
     ) -> list[Mount]:
         """See :meth:`Snapshotter.prepare`."""
-        return self._make(key, "active", parent, lease, labels or {})
+        mark = {_VOLATILE_LABEL: "1"} if volatile else {}
+        return self._make(key, "active", parent, lease, {**(labels or {}), **mark})
 
     def view(
         self, key: str, parent: str = "", *, lease: Holder | None = None, labels: Mapping[str, str] | None = None
@@ -99,7 +112,7 @@ class DirectorySnapshotter(ABC):
         lowerdir = os.path.realpath(lowerdir)
         if not os.path.isdir(lowerdir):
             raise InvalidInput(f'"{lowerdir}" is not a directory', field="rootfs")
-        return self._make(key, "active", "", lease, {_LOWER_LABEL: lowerdir})
+        return self._make(key, "active", "", lease, {_LOWER_LABEL: lowerdir, _VOLATILE_LABEL: "1"})
 
     def stage(self, lease: Holder | None = None) -> Stage:
         """Make a directory for a layer whose parent is not there yet."""

@@ -58,8 +58,13 @@ class Snapshotter(Protocol):
         *,
         lease: Holder | None = None,
         labels: "Mapping[str, str] | None" = None,
+        volatile: bool = False,
     ) -> "list[Mount]":
-        """Make a writable snapshot on a committed parent, or on nothing; returns its mounts."""
+        """Make a writable snapshot on a committed parent, or on nothing; returns its mounts.
+
+        ``volatile``: after a power failure nobody asks for its changes, as with a pod's containers. Nothing in it is
+        then ever synced, which spares the wait for the disk at each unmount.
+        """
 
     def view(
         self,

@@ -59,9 +59,19 @@ class OverlaySnapshotter(DirectorySnapshotter):
             options.append("ro")
         else:
             options += [f"upperdir={escape(files)}", f"workdir={escape(os.path.join(info.directory, 'work'))}"]
+            if self.is_volatile(info):
+                self._forget_mount(info.directory)
+                options.append("volatile")
         if self.userxattr:
             options.append("userxattr")
         return [{"type": "overlay", "source": "overlay", "options": options}]
+
+    @staticmethod
+    def _forget_mount(directory: str) -> None:
+        """Allow another mount: overlayfs leaves a mark where a volatile mount was, lest one trusts it after a crash."""
+        mark = os.path.join(directory, "work/work/incompat")
+        if os.path.isdir(mark):
+            remove_tree(mark)
 
     def check(self) -> None:
         """Try an overlay mount in a directory of its own.
