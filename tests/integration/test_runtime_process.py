@@ -1,13 +1,16 @@
 """What the container's process is: user, rights, limits, names, schedule."""
 
+import json
 import os
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from runtime_bundle import Box
 
-from sampan.errors import StageFailed
+from sampan.errors import StageFailed, Unsupported
 
 pytestmark = pytest.mark.root
 
@@ -190,12 +193,55 @@ def test_a_namespace_of_another_type_is_refused(box: Box) -> None:
         box.create("true")
 
 
-def test_apparmor_is_refused_where_there_is_none(box: Box) -> None:
-    if os.path.exists("/sys/kernel/security/apparmor"):
-        pytest.skip("this kernel has AppArmor")
-    box.process["apparmorProfile"] = "some-profile"
-    with pytest.raises(StageFailed, match="AppArmor"):
-        box.create("true")
+def test_labels_are_refused_where_no_module_would_keep_them(box: Box) -> None:
+    if not os.path.exists("/sys/module/apparmor"):
+        box.process["apparmorProfile"] = "some-profile"
+        with pytest.raises(Unsupported, match=r"process\.apparmorProfile"):
+            box.create("true")
+        box.process["apparmorProfile"] = "unconfined"
+        assert box.run("true").status == 0
+        del box.process["apparmorProfile"]
+    if not os.path.exists("/sys/fs/selinux"):
+        box.linux["mountLabel"] = "system_u:object_r:container_file_t:s0"
+        with pytest.raises(Unsupported, match=r"linux\.mountLabel"):
+            box.create("true")
+
+
+def test_a_network_device_moves_in(box: Box) -> None:
+    subprocess.run(["ip", "link", "add", "sampandev0", "type", "veth", "peer", "name", "sampandev9"], check=True)
+    try:
+        box.linux["netDevices"] = {"sampandev0": {"name": "eth7"}}
+        assert box.sh("ls /sys/class/net").split() == ["eth7", "lo"]
+        assert not os.path.exists("/sys/class/net/sampandev0")
+        box.linux["netDevices"] = {"sampandev1": {}}
+        with pytest.raises(StageFailed, match="move network device at sampandev1: ENODEV"):
+            box.create("true")
+    finally:
+        subprocess.run(["ip", "link", "del", "sampandev9"], check=False, stderr=subprocess.DEVNULL)
+
+
+def test_a_seccomp_listener_goes_to_its_agent(box: Box, tmp_path: Path) -> None:
+    path = str(tmp_path / "agent")
+    box.linux["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": path,
+        "listenerMetadata": "some words",
+        "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}],
+    }
+    with pytest.raises(StageFailed, match="ENOENT"):
+        box.create("sleep", "100")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen(1)
+        created = box.create("sleep", "100")
+        with listener.accept()[0] as connection:
+            document, fds, _, _ = socket.recv_fds(connection, 65536, 1)
+    said = json.loads(document)
+    assert (said["fds"], said["metadata"], said["pid"]) == (["seccompFd"], "some words", created.pid)
+    assert said["state"]["id"] == box.container_id
+    assert os.readlink(f"/proc/self/fd/{fds[0]}") == "anon_inode:seccomp notify"
+    os.close(fds[0])
+    box.discard(created)
 
 
 def test_seccomp_filters(box: Box) -> None:

@@ -121,8 +121,13 @@ def set_sets(effective: int, permitted: int, inheritable: int) -> None:
 def limit_bounding(keep: int) -> None:
     """Drop from the bounding set all that ``keep`` lacks; needs CAP_SETPCAP where anything is dropped."""
     for number in range(last() + 1):
-        if not keep >> number & 1 and prctl(PR_CAPBSET_READ, number):
+        if keep >> number & 1:
+            continue
+        try:
             prctl(PR_CAPBSET_DROP, number)
+        except PermissionError:
+            if prctl(PR_CAPBSET_READ, number):
+                raise
 
 
 def set_ambient(keep: int) -> None:

@@ -106,15 +106,14 @@ def pidfd_send_signal(pidfd: int, signal: int) -> None:
     syscall(_SYS_PIDFD_SEND_SIGNAL, pidfd, signal, None, 0)
 
 
+# A function object of its own, so that its argument types can be fixed: it is called some fifty times for a container.
+_prctl = libc["prctl"]
+_prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+
+
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """prctl(2) for options whose arguments are integers."""
-    result: int = libc.prctl(
-        ctypes.c_int(option),
-        ctypes.c_ulong(arg2),
-        ctypes.c_ulong(arg3),
-        ctypes.c_ulong(arg4),
-        ctypes.c_ulong(arg5),
-    )
+    result: int = _prctl(option, arg2, arg3, arg4, arg5)
     if result < 0:
         raise fail()
     return result

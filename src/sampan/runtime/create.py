@@ -7,7 +7,7 @@ import os
 from sampan.cgroup import open_group
 from sampan.errors import StageFailed
 from sampan.runtime import channel as talk
-from sampan.runtime import console, hooks, init, namespaces, program, trace, users
+from sampan.runtime import console, hooks, init, labels, namespaces, program, trace, users
 from sampan.runtime.channel import Channel
 from sampan.runtime.handler import Created
 from sampan.runtime.init import InitWork
@@ -149,6 +149,7 @@ class Creation:
 
     def _make(self) -> Created:
         config, linux = self.config, self.config.get("linux") or {}
+        labels.check_machine(config["process"], linux.get("mountLabel") or "")
         # The intent comes first: were we killed now, delete --force would find the cgroup by it.
         trace.step("record intent", self.directory.path)
         self.directory.store(self.record)

@@ -14,7 +14,7 @@ from sampan.errors import StageFailed, WrongState
 from sampan.linux import namespaces as ns
 from sampan.linux.process import clone3, pidfd_open
 from sampan.runtime import channel as talk
-from sampan.runtime import console, program, scheduling, trace
+from sampan.runtime import console, labels, program, scheduling, trace
 from sampan.runtime.channel import Channel
 from sampan.runtime.create import set_oom_score
 from sampan.runtime.handler import Created
@@ -39,6 +39,7 @@ def execute(
 ) -> Created:
     """Run ``process`` in the container of ``record``; see :meth:`sampan.runtime.native.NativeHandler.exec`."""
     checked = validate_process(process)
+    labels.check_machine(checked, "")
     config: RuntimeConfig = directory.load("config.json")  # type: ignore[assignment]
     work = _Execution(record, config, checked, stdio, options)
     try:

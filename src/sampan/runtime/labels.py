@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from sampan.errors import Unsupported
 from sampan.linux import mount as m
 from sampan.runtime import trace
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 def on_exec(process: Process) -> bool:
     """Whether a label waits for the next execve(2), which must then be the program's own."""
-    return bool(process.get("apparmorProfile") or process.get("selinuxLabel"))
+    return process.get("apparmorProfile") not in (None, "", "unconfined") or bool(process.get("selinuxLabel"))
 
 
 def apply(process: Process) -> None:
@@ -24,13 +25,42 @@ def apply(process: Process) -> None:
         OSError: The kernel has no such profile or label, or no such security module.
     """
     profile = process.get("apparmorProfile") or ""
-    if profile and profile != "unconfined":
+    if profile not in ("", "unconfined"):
         trace.step("set AppArmor profile", profile)
         _write(("apparmor/exec", "exec"), f"exec {profile}")
     label = process.get("selinuxLabel") or ""
     if label:
         trace.step("set SELinux label", label)
         _write(("exec",), label)
+
+
+def check_machine(process: Process, mount_label: str) -> None:
+    """Refuse labels of a security module that this kernel does not run: a container must not seem confined.
+
+    Raises:
+        Unsupported: Named for the field.
+    """
+    if (process.get("selinuxLabel") or mount_label) and not os.path.isdir("/sys/fs/selinux/booleans"):
+        field = "process.selinuxLabel" if process.get("selinuxLabel") else "linux.mountLabel"
+        raise Unsupported(f"{field}: SELinux is not enabled on this machine", hint="remove the label")
+    profile = process.get("apparmorProfile") or ""
+    if profile not in ("", "unconfined") and not _apparmor():
+        raise Unsupported("process.apparmorProfile: AppArmor is not enabled on this machine", hint="remove the profile")
+
+
+def _apparmor() -> bool:
+    try:
+        with open("/sys/module/apparmor/parameters/enabled", "rb") as file:
+            return file.read(1) == b"Y"
+    except OSError:
+        return False
+
+
+def mount_option(fstype: str, label: str) -> list[str]:
+    """The option by which a new file system's files get an SELinux label; procfs and sysfs label their own."""
+    if not label or fstype in ("proc", "sysfs", "cgroup", "cgroup2"):
+        return []
+    return [f"context={label}"]
 
 
 def _write(names: tuple[str, ...], text: str) -> None:

@@ -11,7 +11,7 @@ import os
 import stat
 
 from sampan.linux import mount as m
-from sampan.runtime import mount_options, trace
+from sampan.runtime import labels, mount_options, trace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,7 +96,9 @@ def prepare(
         for mount in config.get("mounts") or []:
             one = Prepared(mount, mount_options.parse(mount.get("options") or []))
             prepared.mounts.append(one)
-            if one.options.bind or one.fstype == "bind":
+            if not (one.options.bind or one.fstype == "bind"):
+                one.options.data += labels.mount_option(one.fstype, linux.get("mountLabel") or "")
+            else:
                 _open_bind(one, mount, bundle, propagation, linux, idmap)
     except BaseException:
         prepared.close()
