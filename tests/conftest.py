@@ -10,6 +10,7 @@ import pytest
 from machine_state import MachineState, settled_since
 
 TESTS = Path(__file__).parent
+LEFT = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,6 +44,11 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         text = "the tests left on this machine:\n  " + "\n  ".join(left)
         if mode == "fail":
             pytest.fail(text, pytrace=False)
-        reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None:
-            reporter.write_line(text)
+        request.config.stash[LEFT] = text
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """With ``--leftovers=report``: says what is left."""
+    text = config.stash.get(LEFT, "")
+    if text:
+        terminalreporter.write_line(text)
