@@ -40,11 +40,11 @@ def test_children_run_from_a_sealed_copy_of_the_interpreter(zygote: Zygote, tmp_
         assert os.readlink(f"/proc/{pid}/exe").startswith("/memfd:")
         with open(f"/proc/{pid}/exe", "rb") as program:
             assert fcntl.fcntl(program, 1034) == 0b1111  # F_GET_SEALS: seal, shrink, grow, write
+        assert MonitorClient(f"{tmp_path}/p/control.sock").info()["pid"] == pid
         assert Path(f"/proc/{pid}/comm").read_text() == "sampan-monitor\n"
         assert os.getsid(pid) == pid
         environment = Path(f"/proc/{pid}/environ").read_bytes()
         assert b"PYTEST" not in environment
-        assert MonitorClient(f"{tmp_path}/p/control.sock").info()["pid"] == pid
         assert (tmp_path / "p/control.sock").stat().st_mode & 0o777 == 0o600
     finally:
         MonitorClient(f"{tmp_path}/p/control.sock").shutdown()

@@ -67,18 +67,11 @@ class ForkingHandler:
     """A handler whose heavy operations are done in forks; the light ones are done here.
 
     Args:
-        make: Makes the real handler.
+        handler: The real one. It is made here and not in each fork, so that its modules are imported but once.
     """
 
-    def __init__(self, make: Callable[[], Handler]) -> None:
-        self._make = make
-        self._made: Handler | None = None
-
-    @property
-    def _handler(self) -> Handler:
-        if self._made is None:
-            self._made = self._make()
-        return self._made
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
 
     def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created:
         """See :class:`~sampan.runtime.handler.Handler`, as for the other methods."""

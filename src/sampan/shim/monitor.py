@@ -159,7 +159,7 @@ class Monitor:
     @property
     def _handler(self) -> Handler:
         if self._made_handler is None:
-            self._made_handler = ForkingHandler(self._options.make_handler)
+            self._made_handler = ForkingHandler(self._options.make_handler())
         return self._made_handler
 
     def _container(self, call: Call) -> Container:

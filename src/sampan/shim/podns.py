@@ -25,9 +25,9 @@ class PodNamespaces:
         self._options = options
         self.pause_ended = False
 
-        def make() -> tuple[dict[str, Any], list[int]]:
-            from sampan.runtime.sandbox import create_sandbox
+        from sampan.runtime.sandbox import create_sandbox  # a stand-alone container has no need of it
 
+        def make() -> tuple[dict[str, Any], list[int]]:
             made = create_sandbox(directory, kinds, **options)
             return {"pause_pid": made.pause_pid, "paths": made.paths}, []
 

@@ -54,10 +54,11 @@ _USUAL_CAPABILITIES = (
 _REHEARSALS = 12
 
 
-def main(paths: Sequence[str]) -> NoReturn:
+def main(mode: str, paths: Sequence[str]) -> NoReturn:
     """Serve the socket that the maker left as descriptor 3, until the maker hangs up.
 
     Args:
+        mode: ``many``, to prepare for many requests, or ``once``, for one that is waited for.
         paths: Where workers find the dependencies; monitors have none.
     """
     process.close_range(SOCKET_FD + 1)
@@ -66,8 +67,9 @@ def main(paths: Sequence[str]) -> NoReturn:
     os.umask(0o022)
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
     sys.path.extend(paths)
-    _load()
-    rehearse()
+    if mode == "many":
+        _load()
+        rehearse()
     process.set_name("sampan-zygote")
     _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
     gc.disable()

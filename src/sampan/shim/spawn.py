@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def monitor(pod_id: str, directory: str, options: Mapping[str, Any] | None = None) -> int:
     """Start the monitor of a pod; see :meth:`Zygote.fork_monitor`."""
-    with Zygote.start() as zygote:
+    with Zygote.start(once=True) as zygote:
         return zygote.fork_monitor(pod_id, directory, options)
 
 
@@ -32,7 +32,7 @@ class _OwningWorker(Worker):
 
 def worker(function: str, argument: object, fds: Sequence[int] = ()) -> Worker:
     """Run a function in a process of its own; see :meth:`Zygote.run_worker`."""
-    zygote = Zygote.start()
+    zygote = Zygote.start(once=True)
     try:
         made = zygote.run_worker(function, argument, fds)
         owning = _OwningWorker(made.pid, made.pidfd, made.fileno())

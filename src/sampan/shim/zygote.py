@@ -105,19 +105,23 @@ class Worker:
 class Zygote:
     """A zygote and the socket to it. Threads may share one: its requests take a millisecond and go one by one."""
 
-    def __init__(self) -> None:
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
         self._lock = _thread.allocate_lock()
         self._pid = 0
         self._channel: sockets.Channel | None = None
 
     @classmethod
-    def start(cls) -> Zygote:
+    def start(cls, *, once: bool = False) -> Zygote:
         """Start one; returns before it is ready, and the first request waits for that.
+
+        Args:
+            once: It is for a single request: don't let it prepare for many.
 
         Raises:
             StageFailed: The interpreter can't be started.
         """
-        zygote = cls()
+        zygote = cls("once" if once else "many")
         with zygote._lock:
             zygote._start()
         return zygote
@@ -191,7 +195,7 @@ class Zygote:
     def _start(self) -> None:
         ours, its = sockets.packet_pair()
         try:
-            self._pid = interpreter.spawn(_SCRIPT, _dependency_paths(), its.fileno())
+            self._pid = interpreter.spawn(_SCRIPT, (self._mode, *_dependency_paths()), its.fileno())
         except BaseException:
             ours.close()
             raise
