@@ -15,7 +15,7 @@ from sampan.linux.process import pidfd_open, pidfd_send_signal
 from sampan.runtime import create as creation
 from sampan.runtime import hooks, trace
 from sampan.runtime.state import StateDir, loads, start_time
-from sampan.spec.runtime_config import validate
+from sampan.spec.runtime_config import validate, validate_resources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class NativeHandler:
             report = os.open(directory.file("report.fifo"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 os.write(fifo, b"\n")
-                message = _read_report(report)
+                message = _read_report(report, patient=b'"startContainer"' in directory.read("config.json"))
             finally:
                 os.close(report)
         finally:
@@ -193,7 +193,7 @@ class NativeHandler:
     def update(self, container_id: str, resources: dict[str, Any]) -> None:
         """Change limits; what is absent from ``resources`` stays."""
         record = self._alive(container_id)
-        self._group(record).set(resources)
+        self._group(record).set(validate_resources(resources))
 
     def stats(self, container_id: str) -> dict[str, Any]:
         """Figures of the container's cgroup."""
@@ -310,17 +310,26 @@ def read_config(path: str) -> object:
         raise InvalidInput(f"{path} is not JSON: {error}") from None
 
 
-def _read_report(fd: int) -> bytes:
-    """What the starting program says before it is another one: nothing, or an errno and a text."""
+def _read_report(fd: int, *, patient: bool) -> bytes:
+    """What the starting program says before it is another one: nothing, or an errno and a text.
+
+    Args:
+        fd: The report fifo; its end comes when the program runs, or when its process has died.
+        patient: Wait without bound: hooks with time limits of their own run first.
+
+    Raises:
+        StageFailed: Nothing happened for a minute; the container may be frozen.
+    """
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     message = b""
-    while poll.poll(_START_TIMEOUT_MS):
+    while poll.poll(None if patient else _START_TIMEOUT_MS):
         chunk = os.read(fd, 4096)
         if not chunk:
-            break
+            return message
         message += chunk
-    return message
+    cause = OSError(110, os.strerror(110))
+    raise StageFailed("wait for the program to run", cause, hint="is the container paused?")
 
 
 def _report_error(directory: StateDir, message: bytes) -> StageFailed:
