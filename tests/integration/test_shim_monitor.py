@@ -13,6 +13,7 @@ import pytest
 from shim_pods import RUNC, Pod, process
 
 from sampan import errors
+from sampan.linux.mount import MNT_DETACH, mount, umount
 from sampan.shim.client import read_exit
 from sampan.shim.zygote import Zygote
 
@@ -241,8 +242,6 @@ def test_a_log_that_is_rotated_loses_no_line(native: Pod) -> None:
 def test_a_full_disk_tears_no_line_and_holds_up_nobody(native: Pod) -> None:
     small = native.path / "small"
     small.mkdir()
-    from sampan.linux.mount import mount, umount
-
     mount("tmpfs", str(small), "tmpfs", 0, "size=64k")
     try:
         bundle = native.bundle("one", "seq 100000")
@@ -257,7 +256,7 @@ def test_a_full_disk_tears_no_line_and_holds_up_nobody(native: Pod) -> None:
         assert native.client.info()["containers"][0]["log_lost"] > 0
         native.client.delete("one")
     finally:
-        umount(str(small))
+        umount(str(small), MNT_DETACH)
 
 
 def test_an_orphan_that_keeps_the_output_open_delays_nobody(native: Pod) -> None:

@@ -14,7 +14,7 @@ import pytest
 from shim_pods import Pod
 
 from sampan import errors
-from sampan.linux.process import pidfd_open
+from sampan.linux.process import PR_SET_CHILD_SUBREAPER, pidfd_open, prctl
 from sampan.shim import spawn
 from sampan.shim.client import MonitorClient
 from sampan.shim.zygote import Zygote
@@ -122,6 +122,7 @@ def test_workers_end_with_their_zygote() -> None:
 
 
 def test_a_monitor_without_a_zygote_is_nobodys_child(tmp_path: Path) -> None:
+    prctl(PR_SET_CHILD_SUBREAPER, 0)  # other tests of this process want to be one
     pid = spawn.monitor("p", f"{tmp_path}/p")
     status = Path(f"/proc/{pid}/status").read_text()
     assert f"PPid:\t{os.getpid()}\n" not in status
