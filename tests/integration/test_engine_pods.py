@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_world import World, world
@@ -54,7 +55,8 @@ def pod(engine: Engine, name: str = "p", **fields: object) -> PodRecord:
 
 
 def container(here: World, *command: str, name: str = "c", **fields: object) -> ContainerSpec:
-    return ContainerSpec(**{"metadata": Metadata(name), "image": here.image, "command": command, **fields})
+    given: dict[str, Any] = {"metadata": Metadata(name), "image": here.image, "command": command, **fields}
+    return ContainerSpec(**given)
 
 
 def run(engine: Engine, pod_id: str, spec: ContainerSpec) -> str:

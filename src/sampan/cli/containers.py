@@ -69,6 +69,15 @@ def status_of(record: ContainerRecord) -> str:
     return record.state.capitalize()
 
 
+def _remove(engine: Engine, record: ContainerRecord) -> None:
+    """Remove a container, and the pod of its own that `run` made for it."""
+    pod = engine.pods.get(record.pod_id)
+    if RUN_LABEL in pod.spec.labels:
+        remove_pod(engine, pod)
+    else:
+        engine.containers.remove(record.id)
+
+
 def _each(engine: Engine, names: tuple[str, ...], act: Any) -> int:
     """Do it to each container named, in spite of errors with others; the exit code."""
     status = 0
@@ -124,11 +133,7 @@ def rm(options: Globals, force: bool, containers: tuple[str, ...]) -> int:
     def remove(record: ContainerRecord) -> None:
         if record.state == "running" and not force:
             raise WrongState(f"container {record.id[:12]} is running", hint="stop it, or use --force")
-        pod = engine.pods.get(record.pod_id)
-        if RUN_LABEL in pod.spec.labels:
-            remove_pod(engine, pod)
-        else:
-            engine.containers.remove(record.id)
+        _remove(engine, record)
 
     with open_engine(options) as engine:
         return _each(engine, containers, remove)
@@ -196,13 +201,17 @@ def attach(options: Globals, no_stdin: bool, container: str) -> int:
 
 
 @click.command()
+@click.option("--rm", "remove", is_flag=True, help="Then remove them.")
 @click.argument("containers", nargs=-1, required=True)
 @click.pass_obj
-def wait(options: Globals, containers: tuple[str, ...]) -> None:
+def wait(options: Globals, remove: bool, containers: tuple[str, ...]) -> None:
     """Wait until containers have ended; print their exit codes."""
     with open_engine(options) as engine:
         for name in containers:
-            click.echo(str(engine.containers.wait(find.container(engine, name).id)))
+            record = find.container(engine, name)
+            click.echo(str(engine.containers.wait(record.id)))
+            if remove:
+                _remove(engine, record)
 
 
 @click.command()

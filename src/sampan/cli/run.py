@@ -6,6 +6,7 @@ import shlex
 import shutil
 import signal
 import socket
+import sys
 from typing import Any
 
 import click
@@ -84,7 +85,7 @@ def run(options: Globals, /, image: str, command: tuple[str, ...], **given: Any)
         raise click.UsageError("standard input is no terminal: leave -t out")
     try:
         with open_engine(options) as engine:
-            return _run(engine, image, command, given)
+            return _run(options, engine, image, command, given)
     except StageFailed as error:
         click.echo(f"sampan: {error}", err=True)
         if "program" in error.stage:
@@ -101,7 +102,7 @@ def run(options: Globals, /, image: str, command: tuple[str, ...], **given: Any)
         return FAILED
 
 
-def _run(engine: Engine, image: str, command: tuple[str, ...], given: dict[str, Any]) -> int:
+def _run(options: Globals, engine: Engine, image: str, command: tuple[str, ...], given: dict[str, Any]) -> int:
     given["name"] = given["name"] or fresh_name()
     given["log_directory"] = f"{engine.config.log_root}/{engine.namespace}/{given['name']}"
     command = command[1:] if command[:1] == ("--",) else command
@@ -117,7 +118,7 @@ def _run(engine: Engine, image: str, command: tuple[str, ...], given: dict[str, 
             started = True
             click.echo(container.id)
             if given["remove"]:
-                _remove_later(engine, pod, container)
+                _remove_later(options, container.id)
             return 0
         status = foreground(engine, container, interactive=given["interactive"], start=True)
         started = True
@@ -311,17 +312,26 @@ def _forward_signals(engine: Engine, container_id: str) -> None:
         signal.signal(number, forward)
 
 
-def _remove_later(engine: Engine, pod: PodRecord, container: ContainerRecord) -> None:
-    """Leave a process behind that removes a detached container when it ends."""
-    if os.fork():
-        return
-    os.setsid()
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
+def _remove_later(options: Globals, container_id: str) -> None:
+    """Leave a process behind that removes a detached container when it ends.
+
+    A fresh one, not a fork: a database connection must not be carried over a fork (sqlite.org, "How To Corrupt").
+    """
+    flags = [
+        word
+        for flag, value in (("--config", options.config), ("--root", options.root), ("--state", options.state))
+        if value
+        for word in (flag, os.path.abspath(value))
+    ]
+    words = [sys.executable, "-m", "sampan.cli.main", *flags, "-n", options.namespace, "wait", "--rm", container_id]
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
-        fresh = Engine(engine.config, namespace=engine.namespace)
-        fresh.containers.wait(container.id)
-        remove_pod(fresh, pod)
+        os.posix_spawn(
+            words[0],
+            words,
+            os.environ,
+            setsid=True,
+            file_actions=[(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)],
+        )
     finally:
-        os._exit(0)
+        os.close(null)

@@ -126,14 +126,20 @@ def _log_line(level: str, message: str, *, as_json: bool) -> bytes:
     return f'time="{now}" level={level} msg="{quoted}"\n'.encode("utf-8", "surrogateescape")
 
 
-def main() -> None:
-    """Run the command line and end the process."""
+def main(last: Callable[[], None] | None = None) -> None:
+    """Run the command line and end the process.
+
+    Args:
+        last: Called when all is done.
+    """
     try:
         code = run(sys.argv[1:])
     except BrokenPipeError:
         code = 1
     except KeyboardInterrupt:
         code = 130
+    if last is not None:
+        last()
     # Nothing is left to be flushed or freed: taking the interpreter down would cost milliseconds.
     os._exit(code)
 

@@ -14,7 +14,10 @@ sys.path.append(
     f"{sys.executable.rpartition('/')[0]}/../lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
 )
 
-from sampan.cli.runtime import main  # noqa: E402
+from sampan.cli import runtime_bundle  # noqa: E402
 
 if __name__ == "__main__":
-    main()
+    bundle = runtime_bundle.install()
+    from sampan.cli.runtime import main
+
+    main(bundle.refresh)

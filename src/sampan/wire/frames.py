@@ -150,15 +150,17 @@ def _parse(text: bytes) -> dict[str, Any]:
     return body
 
 
-def describe_error(error: BaseException) -> dict[str, str]:
+def describe_error(error: BaseException) -> dict[str, Any]:
     """An exception as the body of an ``ERROR`` frame.
 
     What is not of the domain keeps its text under ``SampanError``: the peer can do no more with it than show it.
     """
     if isinstance(error, errors.SampanError):
-        body = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+        body: dict[str, Any] = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
         if isinstance(error, errors.InvalidInput) and error.field:
             body["field"] = error.field
+        if isinstance(error, errors.StageFailed):
+            body.update(stage=error.stage, errno=error.errno, path=error.path)
         return body
     if isinstance(error, OSError):
         return {"error": "SampanError", "message": str(error), "hint": ""}
@@ -166,13 +168,19 @@ def describe_error(error: BaseException) -> dict[str, str]:
 
 
 class RemoteFailure(errors.StageFailed):
-    """A system call failed in the process at the other end; only its text came over."""
+    """A system call failed in the process at the other end.
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
-        errors.SampanError.__init__(self, message, hint=hint)
-        self.stage = message
-        self.errno = None
-        self.path = ""
+    Args:
+        body: What the other end told of it.
+    """
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        message = str(body.get("message", "an error without a message"))
+        errors.SampanError.__init__(self, message, hint=str(body.get("hint", "")))
+        number = body.get("errno")
+        self.stage = str(body.get("stage", message))
+        self.errno = number if isinstance(number, int) else None
+        self.path = str(body.get("path", ""))
 
 
 def restore_error(body: dict[str, Any]) -> errors.SampanError:
@@ -181,7 +189,7 @@ def restore_error(body: dict[str, Any]) -> errors.SampanError:
     message = str(body.get("message", "an error without a message"))
     hint = str(body.get("hint", ""))
     if name in {"StageFailed", "RemoteFailure"}:
-        return RemoteFailure(message, hint=hint)
+        return RemoteFailure(body)
     kind = getattr(errors, name, None)
     if not (isinstance(kind, type) and issubclass(kind, errors.SampanError)):
         return errors.SampanError(message, hint=hint)
