@@ -43,7 +43,9 @@ done = time.perf_counter()
 # Not ru_maxrss: that of the parent, before exec, is counted in it.
 own = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-print(json.dumps({"imports": imported - started, "pull": done - imported, "rss": own, "worker_rss": workers}))
+cpu = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+figures = {"imports": imported - started, "pull": done - imported, "rss": own, "worker_rss": workers, "cpu": cpu}
+print(json.dumps(figures))
 """
 
 
@@ -116,12 +118,18 @@ def peak(pid: int) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
+def cpu(pid: int) -> float:
+    """Processor seconds of a process and of its children that ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
 def run_containerd(folder: Path, image: str) -> dict[str, float]:
     with containerd(folder) as (address, pid):
         started = time.perf_counter()
         pull = ["ctr", "-a", address, "images", "pull", "--plain-http", image]
         subprocess.run(pull, check=True, capture_output=True)
-        return {"seconds": time.perf_counter() - started, "rss": peak(pid)}
+        return {"seconds": time.perf_counter() - started, "rss": peak(pid), "cpu": cpu(pid)}
 
 
 def run_sampan(folder: Path, image: str) -> dict[str, float]:
@@ -138,7 +146,7 @@ def run_skopeo_umoci(folder: Path, image: str) -> dict[str, float]:
     subprocess.run([*copy, f"docker://{image}", f"oci:{folder}/layout:latest"], check=True, capture_output=True)
     unpack = ["umoci", "unpack", "--image", f"{folder}/layout:latest", f"{folder}/bundle"]
     subprocess.run(unpack, check=True, capture_output=True)
-    return {"seconds": time.perf_counter() - started, "rss": 0}
+    return {"seconds": time.perf_counter() - started, "rss": 0, "cpu": 0}
 
 
 def main() -> None:
@@ -185,7 +193,8 @@ def report(results: dict[str, list[dict[str, float]]]) -> None:
         median = statistics.median(run["seconds"] for run in runs)
         rss = max(run["rss"] for run in runs) / 1024
         each = " ".join(f"{run['seconds']:.2f}" for run in runs)
-        memory = f"peak {rss:.0f} MiB" if rss else ""
+        used = statistics.median(run["cpu"] for run in runs)
+        memory = f"peak {rss:.0f} MiB, {used:.1f} s of processor" if rss else ""
         ratio = f"  sampan takes {ours / median:.2f} of it" if name != "sampan" else ""
         print(f"{name:14} {median:6.2f} s  (runs: {each})  {memory}{ratio}")
     for key in ("imports", "pull", "worker_rss"):
