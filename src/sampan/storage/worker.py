@@ -9,12 +9,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from sampan import errors
 from sampan.errors import SampanError, StageFailed, Unavailable
 
-_CODE = "import sys; sys.path[:] = sys.argv[4:]; from sampan.storage import worker; worker.child()"
+_CODE = "import sys; sys.path[:] = sys.argv[4:]; from sampan.storage import workermain; workermain.run()"
 
 
 class Worker(Protocol):
@@ -122,24 +122,3 @@ def spawn(function: str, argument: dict[str, object], fds: Sequence[int]) -> Spa
     finally:
         os.close(writer)
     return SpawnedWorker(pid, reader)
-
-
-def child() -> None:
-    """What the spawned interpreter runs."""
-    module, _, name = sys.argv[1].partition(":")
-    base, count = map(int, sys.argv[2].split(":"))
-    outcome: tuple[Any, ...]
-    try:
-        __import__(module)
-        function = getattr(sys.modules[module], name)
-        argument = marshal.loads(bytes.fromhex(sys.argv[3]))
-        outcome = ("done", function(argument, list(range(base + 1, base + 1 + count))))
-    except SampanError as error:
-        outcome = (type(error).__name__, type(error).__name__, error.message, error.hint)
-    except BaseException as error:  # noqa: BLE001 - it is to be told, not lost
-        outcome = ("SampanError", "SampanError", f"worker: {type(error).__name__}: {error}", "")
-    data = memoryview(marshal.dumps(outcome))
-    while data:
-        data = data[os.write(base, data) :]
-    # Without waiting for the thread that may still be inflating.
-    os._exit(0)
