@@ -69,6 +69,8 @@ IFLA_NET_NS_FD = 28
 IFLA_LINK_NETNSID = 37
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
+IFLA_INET6_ADDR_GEN_MODE = 8
+IN6_ADDR_GEN_MODE_NONE = 1
 IFLA_BRPORT_MODE = 4
 IFLA_BRPORT_ISOLATED = 33
 VETH_INFO_PEER = 1
@@ -288,6 +290,13 @@ def set_link(
     if txqlen is not None:
         body += u32(IFLA_TXQLEN, txqlen)
     return RTM_SETLINK, 0, body
+
+
+def set_up_silent(index: int = 0, name: str = "") -> Request:
+    """Set a link up that makes no IPv6 address of its own, and so announces and asks nothing by multicast."""
+    family = nested(AF_INET6, attribute(IFLA_INET6_ADDR_GEN_MODE, bytes((IN6_ADDR_GEN_MODE_NONE,))))
+    which = name_attribute(name) if name else b""
+    return RTM_SETLINK, 0, link_header(index, up=True) + which + nested(IFLA_AF_SPEC, family)
 
 
 def set_link_flags(index: int, flags: int, mask: int) -> Request:
