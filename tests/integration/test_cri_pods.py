@@ -126,6 +126,7 @@ def test_a_whole_life(daemon: Daemon, registry: LocalRegistry) -> None:
     assert running.created_at <= running.started_at <= time.time_ns()
     assert running.resources.linux == limits
     assert running.user.linux.uid == 0
+    assert running.stop_signal == pb.SIGTERM
     assert running.image_ref.startswith(f"{registry.host}/demo/busybox@sha256:")
     verbose = runtime.ContainerStatus(pb.ContainerStatusRequest(container_id=container, verbose=True))
     info = json.loads(verbose.info["info"])

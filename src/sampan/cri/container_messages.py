@@ -53,12 +53,13 @@ def listed(container: ContainerRecord) -> pb.Container:
     )
 
 
-def status(container: ContainerRecord, image: ImageRecord | None) -> pb.ContainerStatus:
+def status(container: ContainerRecord, image: ImageRecord | None, stop_signal: str = "") -> pb.ContainerStatus:
     """A container in full.
 
     Args:
         container: The record.
         image: Its image, if that is still there: gives the name and the digest that users know it by.
+        stop_signal: The image's; counts where the container names none.
     """
     spec = container.spec
     message = pb.ContainerStatus(
@@ -79,7 +80,7 @@ def status(container: ContainerRecord, image: ImageRecord | None) -> pb.Containe
         log_path=container.log_path,
         resources=pb.ContainerResources(linux=resources(container.resources)),
         image_id=container.image_id,
-        stop_signal=signals.to_message(spec.stop_signal),
+        stop_signal=signals.to_message(spec.stop_signal or stop_signal),
     )
     if image is not None:
         if image.repo_tags:

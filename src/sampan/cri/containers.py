@@ -106,8 +106,9 @@ class Containers:
     ) -> pb.ContainerStatusResponse:
         """One container."""
         container = self._engine.containers.get(fields.identifier(request.container_id, "container_id"))
+        signal = self._engine.images.config_of(container).stop_signal or "SIGTERM"
         response = pb.ContainerStatusResponse(
-            status=container_messages.status(container, self._image(container)),
+            status=container_messages.status(container, self._image(container), signal)
         )
         if request.verbose:
             response.info["info"] = self._info(container)

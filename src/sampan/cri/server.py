@@ -58,6 +58,8 @@ class Server:
 
     def __init__(self, services: list[object], observe: Observer | None = None) -> None:
         self._observe = observe
+        #: Calls that ended; only ever compared with a former value.
+        self.calls = 0
         self._pools = {name: ThreadPoolExecutor(size, f"cri-{name}") for name, size in POOLS.items()}
         self._server = grpc.server(
             self._pools["work"],
@@ -111,6 +113,7 @@ class Server:
         return call
 
     def _ended(self, name: str, start: float, succeeded: bool) -> None:
+        self.calls += 1
         seconds = time.monotonic() - start
         _LOG.debug("%s took %.1f ms", name, seconds * 1000)
         if self._observe is not None:

@@ -14,7 +14,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sampan.daemon import config as configuration
@@ -30,6 +30,8 @@ _LOG = logging.getLogger("sampan.daemon")
 
 #: Seconds for calls under way when the daemon is told to end; a kubelet repeats what is cut off.
 _GRACE = 5.0
+#: Seconds without a call after which memory is given back, once.
+_IDLE = 10.0
 
 
 def run(config_path: str = "", overrides: Mapping[str, Any] | None = None) -> int:
@@ -69,6 +71,7 @@ class Daemon:
         # SIGTERM during start-up counts too: handlers come first.
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._signals: list[int] = []
+        self._calls: Callable[[], int] = int
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
 
@@ -116,6 +119,7 @@ class Daemon:
         self._listen(server)
         self._closers.append(lambda: server.stop(_GRACE))
         server.start()
+        self._calls = lambda: server.calls
         memory.release()
         _LOG.info("serving on %s after %.0f ms", config.socket_path, (time.monotonic() - began) * 1000)
 
@@ -143,10 +147,16 @@ class Daemon:
         notifier.ready("serving")
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
+        seen = released = self._calls()
         while True:
-            if poll.poll(notifier.interval * 1000 if notifier.interval else None):
+            if poll.poll(min(notifier.interval or _IDLE, _IDLE) * 1000):
                 os.read(self._wake, 64)
             notifier.alive()
+            calls = self._calls()
+            if calls == seen != released:
+                memory.release()
+                released = calls
+            seen = calls
             while self._signals:
                 number = self._signals.pop(0)
                 if number != signal.SIGHUP:
