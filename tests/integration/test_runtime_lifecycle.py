@@ -209,3 +209,15 @@ def test_a_cut_short_creation_is_deleted_by_force(box: Box) -> None:
         box.handler.delete(box.container_id)
     box.handler.delete(box.container_id, force=True)
     assert os.listdir(box.handler.root) == []
+
+
+def test_two_containers_do_not_share_a_cgroup(box: Box, tmp_path: Path) -> None:
+    """The same id under another root means the same default cgroup: the second must not end the first."""
+    created = box.create("sleep", "100")
+    other = Box(tmp_path / "other")
+    other.container_id = box.container_id
+    with pytest.raises(WrongState, match="has processes already"):
+        other.create("true")
+    assert box.handler.pids(box.container_id) == [created.pid]
+    assert os.listdir(other.handler.root) == []
+    box.discard(created)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from sampan.cgroup import open_group
-from sampan.errors import StageFailed
+from sampan.errors import StageFailed, WrongState
 from sampan.runtime import channel as talk
 from sampan.runtime import console, hooks, init, labels, namespaces, program, trace, users
 from sampan.runtime.channel import Channel
@@ -192,6 +192,12 @@ class Creation:
         resources = linux.get("resources") or {}
         group = open_group(self.record["cgroup"], systemd=self.options.systemd_cgroup)
         trace.step("make cgroup", group.path)
+        if group.exists() and group.pids():
+            # Its end would be theirs too, and the other way round.
+            raise WrongState(
+                f"cgroup {group.path} has processes already",
+                hint="another container is in it: give this one a linux.cgroupsPath of its own",
+            )
         self._group = group
         group.create()
         trace.step("set cgroup limits", group.path)
