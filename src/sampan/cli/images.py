@@ -144,3 +144,24 @@ def image_inspect(options: Globals, raw: bool, configuration: bool, name: str) -
         else:
             document: dict[str, Any] = {"image": found.record, "manifest": found.manifest, "config": found.config}
             render.document(document)
+
+
+@image.command("copy")
+@click.option("--platform", default="", metavar="OS/ARCH", help="Of an index, only this one.")
+@click.argument("source")
+@click.argument("destination")
+@click.pass_obj
+def image_copy(options: Globals, platform: str, source: str, destination: str) -> None:
+    """Copy an image between docker://, oci:, oci-archive:, docker-archive:, dir: and store: places."""
+    from sampan.registry.copying import copy
+
+    with open_engine(options) as engine:
+        copied = copy(
+            source,
+            destination,
+            resolver=engine.resolver,
+            store=engine.store,
+            namespace=engine.namespace,
+            platform=platform or None,
+        )
+        click.echo(copied.digest)

@@ -19,6 +19,7 @@ _COMMANDS = {
     "daemon": "sampan.cli.daemon:daemon",
     "events": "sampan.cli.containers:events",
     "exec": "sampan.cli.containers:exec_command",
+    "fsck": "sampan.cli.content:fsck",
     "gc": "sampan.cli.content:gc",
     "image": "sampan.cli.images:image",
     "images": "sampan.cli.images:images",
