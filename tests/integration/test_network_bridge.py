@@ -170,7 +170,7 @@ class TestLeaving:
         nets, pod = networks(tmp_path, DUAL), machine.place()
         join(nets, pod, "pod", PortMapping(80, 8080), PortMapping(53, 53, protocol="udp"))
         network.detach(nets, "pod", netns_ends=False)
-        assert network_world.nft_elements(machine) == {"guarded": 1}
+        assert network_world.nft_elements(machine) == {}
         assert [link["ifname"] for link in pod.ip("link show")] == ["lo"]
         assert not [link for link in machine.ip("link show") if link["ifname"].startswith("veth")]
         assert not os.listdir(tmp_path / "state/results")
@@ -190,7 +190,7 @@ class TestLeaving:
         join(nets, pod, "pod", PortMapping(80, 8080))
         (tmp_path / "net.d/00-dual.conflist").unlink()
         network.detach(nets, "pod")
-        assert network_world.nft_elements(machine) == {"guarded": 1}
+        assert network_world.nft_elements(machine) == {}
 
     def test_after_somebody_flushed_the_rules(self, machine: Machine, tmp_path: Path) -> None:
         nets, pod = networks(tmp_path, DUAL), machine.place()
@@ -218,13 +218,38 @@ class TestLeaving:
             assert network_world.nft_elements(rebooted)["ports4"] == 1
 
 
+class TestTidying:
+    def test_table_and_bridge_go_when_nobody_is_left(self, machine: Machine, tmp_path: Path) -> None:
+        nets = networks(tmp_path, DUAL)
+        join(nets, machine.place(), "one", PortMapping(80, 8080))
+        join(nets, machine.place(), "two", PortMapping(80, 8081))
+        network.detach(nets, "one", netns_ends=False)
+        assert network_world.nft_elements(machine)["guarded"] == 1
+        assert not network.tidy(nets)
+        network.detach(nets, "two", netns_ends=False)
+        assert network.tidy(nets)
+        assert machine.run("nft list tables") == ""
+        assert [link["ifname"] for link in machine.ip("link show")] == ["lo"]
+        assert network.tidy(nets)
+        join(nets, machine.place(), "three", PortMapping(80, 8080))
+        network.check(nets, "three")
+
+    def test_bridges_of_others_stay(self, machine: Machine, tmp_path: Path) -> None:
+        machine.run("ip link add br-dual type bridge")
+        nets = networks(tmp_path, DUAL)
+        join(nets, machine.place(), "one")
+        network.detach(nets, "one", netns_ends=False)
+        assert network.tidy(nets)
+        assert machine.ip("link show br-dual")
+
+
 class TestFailures:
     def test_a_failure_half_way_leaves_nothing(self, machine: Machine, tmp_path: Path) -> None:
         broken = {**DUAL, "plugins": [*DUAL["plugins"], {"type": "no-such-plugin"}]}
         nets, pod = networks(tmp_path, broken), machine.place()
         with pytest.raises(NotFound, match="no-such-plugin"):
             join(nets, pod, "pod", PortMapping(80, 8080))
-        assert network_world.nft_elements(machine) == {"guarded": 1}
+        assert network_world.nft_elements(machine) == {}
         assert [link["ifname"] for link in pod.ip("link show")] == ["lo"]
         assert nets.state.database.execute("SELECT count(*) FROM leases").fetchone()[0] == 0
 
@@ -366,4 +391,4 @@ def test_250_pods_by_ten_workers(machine: Machine, tmp_path: Path) -> None:
     for place in pods:
         place.close()
     assert len(network.reconcile(nets, ()).attachments) == 250
-    assert network_world.nft_elements(machine) == {"guarded": 1}
+    assert network_world.nft_elements(machine) == {}

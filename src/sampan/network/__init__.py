@@ -8,7 +8,7 @@ process. "The machine" means the network namespace of the calling thread.
 from sampan.network.attach import Attached, Attachment, Bandwidth, Dns, PortMapping, attach, check, detach
 from sampan.network.config import NetworkList, Networks
 from sampan.network.execution import PluginFailed
-from sampan.network.manage import Reconciled, Status, create, reconcile, remove, status
+from sampan.network.manage import Reconciled, Status, create, reconcile, remove, status, tidy
 from sampan.network.state import State
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "reconcile",
     "remove",
     "status",
+    "tidy",
 ]
 
 #: Where external plugins are looked for: the place that Kubernetes uses, and Debian's.

@@ -16,9 +16,10 @@ from sampan.errors import InvalidInput, NotFound, SampanError, Unsupported
 from sampan.network import execution, leases, plugins
 from sampan.network.call import Call, Session, decode
 from sampan.network.config import NetworkList, Networks, external
-from sampan.network.state import Owner
+from sampan.network.state import SHARED, Owner
 from sampan.spec import cni
 from sampan.spec.cni import Result
+from sampan.wire.nfnetlink import NFPROTO_INET
 
 _LOOPBACK: dict[str, Any] = {"type": "loopback", "name": "loopback", "cniVersion": cni.VERSIONS[-1]}
 _MAX_ID = 256
@@ -412,6 +413,18 @@ def _forget(networks: Networks, session: Session, owner: Owner) -> None:
     except FileNotFoundError:
         pass
     session.state.forget_attachment(owner)
+    if session.state.no_attachments():
+        _drop_shared(session)
+
+
+def _drop_shared(session: Session) -> None:
+    """Take out the elements that bridges' pods shared, when the last pod of all has left."""
+    state = session.state
+    with state.transaction() as database:
+        elements = state.rules(SHARED)
+        if elements and not state.in_use():
+            state.forget_rules(database, elements)
+            session.nft.delete([e for e in elements if e.family == NFPROTO_INET])
 
 
 def _network_then(networks: Networks, owner: Owner, cached: cni.CachedResult | None) -> NetworkList | None:

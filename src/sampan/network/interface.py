@@ -14,6 +14,9 @@ from sampan.wire.rtnetlink import Link
 
 IpInterface = IPv4Interface | IPv6Interface
 
+#: Facts of this prefix name the bridges that we made.
+MADE_BRIDGE = "bridge/"
+
 _TRIES = 5
 
 

@@ -11,10 +11,11 @@ from sampan.network import config, execution, nft, plugins
 from sampan.network.attach import detach
 from sampan.network.call import Session
 from sampan.network.config import NetworkList, Networks
+from sampan.network.interface import MADE_BRIDGE
 from sampan.network.rtnl import Rtnl
 from sampan.network.state import Owner, State
 from sampan.wire import rtnetlink
-from sampan.wire.nfnetlink import NFPROTO_INET, Element
+from sampan.wire.nfnetlink import NFPROTO_BRIDGE, NFPROTO_INET, Element
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -126,6 +127,31 @@ def _restore(session: Session, lost: list[Element]) -> None:
     from sampan.network.masquerade import recorded_chains
 
     session.put_elements(lost, lambda: recorded_chains(session.state))
+
+
+def tidy(networks: Networks) -> bool:
+    """Remove our tables and the bridges that we made, when nobody is on any network; the next attach makes them anew.
+
+    For the end of a daemon's life, and of a command's that ended the last pod: while pods come and go it would make
+    each pay for the table again.
+
+    Returns:
+        Whether there was nobody.
+    """
+    state = networks.state
+    with Session(state, "") as session, state.transaction() as database:
+        if state.in_use():
+            return False
+        state.forget_rules(database, state.rules())
+        for family in (NFPROTO_INET, NFPROTO_BRIDGE):
+            session.nft.delete_table(family)
+        ports = {link.master for link in session.host.links()}
+        for fact in state.facts(MADE_BRIDGE):
+            link = session.host.find_link(fact.removeprefix(MADE_BRIDGE))
+            if link is not None and link.kind == "bridge" and link.index not in ports:
+                session.host.do(f"delete bridge {link.name}", rtnetlink.delete_link(link.index))
+            state.drop_fact(database, fact)
+        return True
 
 
 # Making and removing networks.

@@ -152,6 +152,13 @@ class Nft(Kernel):
             return []
         return [element for answer in answers for element in nfnetlink.parse_elements(answer, family)]
 
+    def delete_table(self, family: int = nfnetlink.NFPROTO_INET) -> None:
+        """Delete our table of a family; none is no error."""
+        try:
+            self._commit([nfnetlink.delete_table(TABLE, family)])
+        except FileNotFoundError:
+            pass
+
     def has_chain(self, name: str, family: int = nfnetlink.NFPROTO_INET) -> bool:
         """Whether our table has that chain."""
         error = self.exchange([nfnetlink.get_chain(TABLE, name, family)]).errors[0]

@@ -167,6 +167,10 @@ class State:
             [(element.family, element.set_name, element.key) for element in elements],
         )
 
+    def in_use(self) -> bool:
+        """Whether any container has a lease, a rule or an attachment."""
+        return bool(self.owners())
+
     # Attachments.
 
     def record_attachment(self, owner: Owner, position: int) -> None:
@@ -211,6 +215,10 @@ class State:
         both = f"{query.format('leases')} UNION {query.format('rules')}"
         return [Owner(*row) for row in self.database.execute(both, (network, network))]
 
+    def no_attachments(self) -> bool:
+        """Whether nobody is attached."""
+        return self.database.execute("SELECT 1 FROM attachments LIMIT 1").fetchone() is None
+
     # Facts.
 
     def fact(self, name: str) -> str:
@@ -222,6 +230,11 @@ class State:
         """Remember a value."""
         with self.transaction() as database:
             database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    @staticmethod
+    def drop_fact(database: sqlite3.Connection, name: str) -> None:
+        """Forget a remembered value, within a transaction."""
+        database.execute("DELETE FROM facts WHERE name = ?", (name,))
 
     def facts(self, prefix: str) -> list[str]:
         """Names of remembered values that start with ``prefix``."""

@@ -40,6 +40,7 @@ NFNL_SUBSYS_NFTABLES = 10
 _NEWSETELEM = NFNL_SUBSYS_NFTABLES << 8 | 12
 _GETSETELEM = NFNL_SUBSYS_NFTABLES << 8 | 13
 _DELSETELEM = NFNL_SUBSYS_NFTABLES << 8 | 14
+_DELTABLE = NFNL_SUBSYS_NFTABLES << 8 | 2
 _GETCHAIN = NFNL_SUBSYS_NFTABLES << 8 | 4
 _CT_GET = NFNL_SUBSYS_CTNETLINK << 8 | 1
 _CT_DELETE = NFNL_SUBSYS_CTNETLINK << 8 | 2
@@ -136,6 +137,11 @@ def parse_elements(answer: Message, family: int = NFPROTO_INET) -> Iterator[Elem
         data = attributes(parts.get(_ELEM_DATA, b""))
         verdict = attributes(data.get(_DATA_VERDICT, b""))
         yield Element(set_name, key, data.get(_DATA_VALUE, b""), string(verdict.get(_VERDICT_CHAIN)), family)
+
+
+def delete_table(table: str, family: int) -> Request:
+    """Delete a table with all that is in it."""
+    return _DELTABLE, 0, preamble(family) + text(1, table)
 
 
 def get_chain(table: str, chain: str, family: int = NFPROTO_INET) -> Request:

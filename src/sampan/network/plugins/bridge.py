@@ -112,6 +112,7 @@ def _ensure_bridge(call: Call, conf: Conf) -> Link:
         mac = bytes((0x02 | os.urandom(1)[0] & 0xFC,)) + os.urandom(5)
         request = rtnetlink.add_link(conf.bridge, "bridge", mac=mac, mtu=conf.mtu, up=True)
         host.do(f"make bridge {conf.bridge}", request, tolerate=(errno.EEXIST,))
+        call.session.state.set_fact(f"{interface.MADE_BRIDGE}{conf.bridge}", call.owner.network)
         link = host.link(conf.bridge)
         set_sysctl(f"net/ipv6/conf/{conf.bridge}/accept_dad", "0", missing_ok=True)
     if link.kind != "bridge":
