@@ -30,10 +30,8 @@ WATCHED = {
     "/dev/shm": 1,
     "/dev/mqueue": 1,
 }
-#: Entries in those that belong to test runners, editors and the like.
-IGNORED = re.compile(
-    r"^/tmp/(pytest-of-|hypothesis|hsperf|go-build|bash_jobs|tmux-|mypy|ruff)|^/run/(lock|user|systemd|log)"
-)
+#: Entries in those that belong to others: of the temporary directory, all but what a runtime or Python would name.
+IGNORED = re.compile(r"^/tmp/(?!sampan|tmp|cri|cni|oci|runc|containerd)|^/run/(lock|user|systemd|log)")
 CGROUP_ROOT = "/sys/fs/cgroup"
 
 
@@ -93,7 +91,10 @@ def _pids() -> list[str]:
 def _namespaces() -> set[str]:
     """Namespaces that some process is in; those pinned by a mount are among the mounts."""
     found = set()
+    others = _Others()
     for pid in _pids():
+        if others.own(pid):
+            continue
         for kind in ("net", "mnt", "pid", "ipc", "uts", "user", "cgroup"):
             try:
                 found.add(os.readlink(f"/proc/{pid}/ns/{kind}"))
@@ -104,9 +105,40 @@ def _namespaces() -> set[str]:
 
 def _cgroups() -> list[str]:
     found = []
+    supervised = tuple(f"{parent}/" for _, parent in _Others().supervisors.values())
     for folder, folders, _ in os.walk(CGROUP_ROOT):
-        found += [os.path.join(folder, name) for name in folders if not os.path.islink(os.path.join(folder, name))]
-    return found
+        paths = [os.path.join(folder, name) for name in folders]
+        found += [path for path in paths if not os.path.islink(path)]
+    return [path for path in found if not any(part in f"{path}/" for part in supervised)]
+
+
+class _Others:
+    """What belongs to a supervisor that keeps us in a cgroup beside its other children: no concern of ours."""
+
+    def __init__(self) -> None:
+        #: Hierarchy -> (our cgroup, its parent), where that parent is not the hierarchy's root.
+        self.supervisors: dict[str, tuple[str, str]] = {}
+        for hierarchy, path in _cgroups_of("self"):
+            parent = os.path.dirname(path)
+            if parent not in ("", "/"):
+                self.supervisors[hierarchy] = (path, parent)
+
+    def own(self, pid: str) -> bool:
+        """Whether a process is one of the supervisor's other children."""
+        for hierarchy, path in _cgroups_of(pid):
+            mine, parent = self.supervisors.get(hierarchy, ("", ""))
+            if mine and f"{path}/".startswith(f"{parent}/") and not f"{path}/".startswith(f"{mine}/"):
+                return True
+        return False
+
+
+def _cgroups_of(pid: str) -> list[tuple[str, str]]:
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            fields = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return []
+    return [(hierarchy, path) for hierarchy, _, path in fields]
 
 
 def _nft() -> set[str]:
@@ -140,9 +172,10 @@ def _processes() -> list[str]:
     """``PID/start time command line`` of every process but this one, its ancestors and the kernel's threads."""
     found = []
     ours = _ancestors(os.getpid())
+    others = _Others()
     for pid in _pids():
         stat = _stat(pid)
-        if stat is None or int(pid) in ours or stat["parent"] == 2 or pid == "2":
+        if stat is None or int(pid) in ours or stat["parent"] == 2 or pid == "2" or others.own(pid):
             continue
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as file:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
@@ -27,23 +28,51 @@ import oci_image
 import test_images
 from cri_client import CriClient
 from local_registry import LocalRegistry, write_mirrors
+from machine_state import MachineState, settled_since
 
 HERE = Path(__file__).resolve().parent
 WORK = go_programs.WORK
 WEBSOCKET = ["-websocket-exec", "-websocket-attach", "-websocket-portforward"]
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One run of critest: which specs, in how many processes, streaming over what."""
+
+    name: str
+    focus: str = ""
+    skip: str = ""
+    parallel: int = 1
+    websocket: bool = False
+
+
+#: What `make conformance` runs when it is told nothing: all, the streams once more, and all at once.
+ALL = [
+    Pass("serial"),
+    Pass("websocket", focus="Streaming", websocket=True),
+    Pass("parallel", parallel=4),
+]
+
+
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make conformance CONFORMANCE=...", description=__doc__)
     parser.add_argument("--server", choices=("sampan", "containerd", "containerd-newest"), default="sampan")
-    parser.add_argument("--focus", default="", help="run the specs that match this regular expression")
-    parser.add_argument("--skip", default="", help="leave out the specs that match this regular expression")
-    parser.add_argument("--parallel", type=int, default=1, help="number of critest processes")
-    parser.add_argument("--websocket", action="store_true", help="stream over WebSocket instead of SPDY")
+    parser.add_argument("--focus", default="", help="one pass: the specs that match this regular expression")
+    parser.add_argument("--skip", default="", help="one pass: leave out the specs that match this regular expression")
+    parser.add_argument("--parallel", type=int, default=1, help="one pass: number of critest processes")
+    parser.add_argument("--websocket", action="store_true", help="one pass: stream over WebSocket instead of SPDY")
+    parser.add_argument("--serial", action="store_true", help="one pass: every spec, one after another")
     parser.add_argument("--keep", action="store_true", help="leave the server's directory for a look")
-    parser.add_argument("--report", type=Path, default=WORK / "conformance.json", help="where to write the report")
+    parser.add_argument("--leftovers", choices=("off", "report", "fail"), default="report")
     return parser.parse_args()
+
+
+def passes(wanted: argparse.Namespace) -> list[Pass]:
+    """The passes that the command line asks for."""
+    if wanted.serial or wanted.focus or wanted.skip or wanted.websocket or wanted.parallel > 1:
+        return [Pass("chosen", wanted.focus, wanted.skip, wanted.parallel, wanted.websocket)]
+    return ALL
 
 
 def registry_with_images() -> LocalRegistry:
@@ -74,44 +103,38 @@ def start_server(name: str, folder: Path, mirrors: Path) -> cri_servers.Server:
     return server
 
 
-def critest(programs: Path, endpoint: str, wanted: argparse.Namespace) -> float:
-    """Runs critest, its output passed on; seconds it took."""
+def critest(programs: Path, endpoint: str, wanted: Pass, scratch: Path) -> list[known_failures.Outcome]:
+    """Runs critest once; what became of each spec. Its output and report are left under .work."""
+    report = WORK / f"conformance-{wanted.name}.json"
     command = [str(programs / "critest"), f"-runtime-endpoint={endpoint}", f"-image-endpoint={endpoint}"]
-    command += [f"-ginkgo.json-report={wanted.report}", "-ginkgo.no-color", "-ginkgo.succinct", "-ginkgo.timeout=40m"]
+    command += [f"-ginkgo.json-report={report}", "-ginkgo.no-color", "-ginkgo.succinct", "-ginkgo.timeout=40m"]
     command += [f"-ginkgo.focus={wanted.focus}"] if wanted.focus else []
     command += [f"-ginkgo.skip={wanted.skip}"] if wanted.skip else []
     command += [f"-parallel={wanted.parallel}"] if wanted.parallel > 1 else []
     command += WEBSOCKET if wanted.websocket else []
-    wanted.report.unlink(missing_ok=True)
-    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+    report.unlink(missing_ok=True)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "TMPDIR": str(scratch)}
     began = time.monotonic()
-    log = wanted.report.with_suffix(".log")
+    log = report.with_suffix(".log")
     with open(log, "wb") as output:
         subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, cwd=WORK, check=False
         )
-    if not wanted.report.exists():
+    if not report.exists():
         sys.stderr.write(log.read_text(errors="replace")[-4000:])
         raise SystemExit("critest wrote no report")
-    return time.monotonic() - began
+    print(f"{wanted.name}: critest took {time.monotonic() - began:.0f} s; {report} and its .log", flush=True)
+    return known_failures.read_report(report)
 
 
-def report(wanted: argparse.Namespace, seconds: float) -> int:
-    """Prints what the run came to; the exit status."""
-    known = known_failures.read_list((HERE / "critest-known-failures.txt").read_text())
-    outcomes = known_failures.read_report(wanted.report)
+def judge(outcomes: list[known_failures.Outcome], known: dict[str, str]) -> known_failures.Verdict:
+    """Prints what is not as the list says; the verdict, listed failures counted as skipped."""
     verdict = known_failures.judge(outcomes, known)
     for outcome in verdict.unexpected:
         print(f"FAILED  {outcome.name}\n        {outcome.message.strip()[:600]}\n")
     for name in verdict.mended:
         print(f"PASSES, though it is on the list of known failures: take it off\n        {name}\n")
-    listed = [outcome.name for outcome in outcomes if outcome.state in known_failures.FAILED and outcome.name in known]
-    for name in listed:
-        print(f"known   {name}\n        {known[name]}")
-    print(f"critest took {seconds:.0f} s; report in {wanted.report}, output beside it")
-    failed = len(verdict.unexpected) + len(verdict.mended)
-    print(f"{verdict.passed} passed, {failed} failed, {verdict.skipped + len(listed)} skipped")
-    return 0 if verdict.good else 1
+    return verdict
 
 
 def main() -> int:
@@ -124,23 +147,40 @@ def main() -> int:
         raise SystemExit("conformance: needs root")
     WORK.mkdir(exist_ok=True)
     programs = go_programs.build("cri-tools")
-    endpoint = os.environ.get("RUNTIME_ENDPOINT", "")
+    known = known_failures.read_list((HERE / "critest-known-failures.txt").read_text())
+    before = MachineState.take()
     with ExitStack() as stack:
-        if not endpoint:
-            folder = Path(tempfile.mkdtemp(prefix="sampan-conformance-"))
-            # Pods in a user namespace must be able to search the parents of their root.
-            folder.chmod(0o711)
-            stack.callback(_remove, folder, wanted.keep)
-            registry = stack.enter_context(registry_with_images())
-            write_mirrors(folder / "certs.d", test_images.CONFORMANCE_HOSTS, registry.address)
-            server = start_server(wanted.server, folder / "server", folder / "certs.d")
-            if not wanted.keep:
-                stack.callback(server.clean)
-            stack.callback(shutil.copyfile, server.log, wanted.report.with_name("conformance-server.log"))
-            endpoint = stack.enter_context(server).endpoint
-            stack.callback(_remove_pods, endpoint)
-        seconds = critest(programs, endpoint, wanted)
-    return report(wanted, seconds)
+        folder = Path(tempfile.mkdtemp(prefix="sampan-conformance-"))
+        # Pods in a user namespace must be able to search the parents of their root.
+        folder.chmod(0o711)
+        stack.callback(_remove, folder, wanted.keep)
+        endpoint = os.environ.get("RUNTIME_ENDPOINT", "") or _serve(stack, folder, wanted)
+        (folder / "tmp").mkdir()
+        verdicts = [judge(critest(programs, endpoint, item, folder / "tmp"), known) for item in passes(wanted)]
+    left = [] if wanted.keep or wanted.leftovers == "off" else settled_since(before)
+    if left:
+        print("left on this machine:\n  " + "\n  ".join(left))
+    passed = sum(verdict.passed for verdict in verdicts)
+    failed = sum(len(verdict.unexpected) + len(verdict.mended) for verdict in verdicts)
+    # Failures that the list explains count as skipped, specs that pass against the list as failed.
+    ran = sum(verdict.passed + verdict.failed + verdict.skipped for verdict in verdicts)
+    good = all(verdict.good for verdict in verdicts) and not (left and wanted.leftovers == "fail")
+    mended = sum(len(verdict.mended) for verdict in verdicts)
+    print(f"{passed - mended} passed, {failed} failed, {ran - passed + mended - failed} skipped")
+    return 0 if good else 1
+
+
+def _serve(stack: ExitStack, folder: Path, wanted: argparse.Namespace) -> str:
+    """Starts a registry and the server; its endpoint. The stack ends both."""
+    registry = stack.enter_context(registry_with_images())
+    write_mirrors(folder / "certs.d", test_images.CONFORMANCE_HOSTS, registry.address)
+    server = start_server(wanted.server, folder / "server", folder / "certs.d")
+    if not wanted.keep:
+        stack.callback(server.clean)
+    stack.enter_context(server)
+    stack.callback(shutil.copyfile, server.log, WORK / "conformance-server.log")
+    stack.callback(_remove_pods, server.endpoint)
+    return server.endpoint
 
 
 def _remove_pods(endpoint: str) -> None:
