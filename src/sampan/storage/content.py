@@ -224,11 +224,12 @@ class Content:
     def admit(self, fd: int, name: str, descriptor: Descriptor) -> None:
         """Make a complete, checked ingest visible. For :class:`Writer`."""
         target = self.path(descriptor.digest)
-        os.fchmod(fd, 0o444)
         os.fsync(fd)
         with locked(self.lock_path, fcntl.LOCK_SH):
             os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
             os.rename(os.path.join(self.ingest_directory, name), target)
+            # Not before: another writer of it may be about to open the ingest for writing.
+            os.fchmod(fd, 0o444)
             _sync_directory(os.path.dirname(target))
             with self._database.transaction() as connection:
                 connection.execute(
