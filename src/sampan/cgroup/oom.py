@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import select
+import time
 
 from sampan.cgroup.hierarchy import read_pairs, write_file
+
+#: Seconds that v1's signal may be ahead of its count: it is given before a process is chosen and killed.
+_LAG = 0.2
 
 
 class OomWatch:
@@ -20,13 +24,14 @@ class OomWatch:
         extra: A descriptor that must live as long as the watch.
     """
 
-    __slots__ = ("_count_path", "_extra", "events", "fd")
+    __slots__ = ("_count_path", "_extra", "_seen", "events", "fd")
 
     def __init__(self, fd: int, events: int, count_path: str, extra: int = -1) -> None:
         self.fd = fd
         self.events = events
         self._count_path = count_path
         self._extra = extra
+        self._seen = self.kills()
 
     @classmethod
     def v1(cls, directory: str) -> OomWatch:
@@ -58,9 +63,16 @@ class OomWatch:
                 os.pread(self.fd, 4096, 0)
             else:
                 os.read(self.fd, 8)
+                self._await_count()
         except OSError:
             pass  # nothing was signalled, or the group is gone
-        return self.kills()
+        self._seen = self.kills()
+        return self._seen
+
+    def _await_count(self) -> None:
+        deadline = time.monotonic() + _LAG
+        while self.kills() == self._seen and os.path.exists(self._count_path) and time.monotonic() < deadline:
+            time.sleep(0.001)  # nothing tells of the count
 
     def kills(self) -> int:
         """Processes killed so far; 0 of a group that is gone."""

@@ -1,0 +1,138 @@
+"""The runtime's modules in one file, so that a cold start opens one and not sixty.
+
+Finding a module costs the interpreter a search of directories, three stats, an open and two reads. The bundle holds
+the same compiled code as the files in ``__pycache__``, lies beside them, and is trusted as they are: each module's
+entry counts only while its source has the size and the time of change that it had. A start that finds modules missing
+from the bundle, or changed, writes it anew when its work is done.
+
+    length of the index, 8 bytes; index; compiled code of each module, by marshal
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import sys
+from _frozen_importlib import ModuleSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import CodeType, ModuleType
+
+#: Beside our own modules, those of the standard library that are always needed.
+_OTHERS = frozenset(("ctypes", "ctypes._endian", "struct", "types"))
+
+#: Module -> (source, its size, its time of change in ns, whether it is a package, offset of its code, length).
+_Index = dict[str, tuple[str, int, int, bool, int, int]]
+
+
+class Bundle:
+    """A finder for ``sys.meta_path``, and the loader of what it finds.
+
+    Args:
+        path: The file; it need not be there.
+    """
+
+    __slots__ = ("_content", "_index", "_served", "path")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._index: _Index = {}
+        self._content = b""
+        self._served: set[str] = set()
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            content = os.read(fd, os.fstat(fd).st_size)
+            length = int.from_bytes(content[:8], "little")
+            self._index = marshal.loads(content[8 : 8 + length])
+            self._content = content[8 + length :]
+        except (OSError, ValueError, EOFError, TypeError):
+            self._index = {}  # written by halves, or by another version: written anew at the end
+        finally:
+            os.close(fd)
+
+    def find_spec(self, name: str, _path: Sequence[str] | None = None, _target: object = None) -> ModuleSpec | None:
+        """See importlib.abc.MetaPathFinder: None lets the others look."""
+        entry = self._index.get(name)
+        if entry is None:
+            return None
+        source, size, changed, package, _, _ = entry
+        try:
+            status = os.stat(source)
+        except OSError:
+            return None
+        if status.st_size != size or status.st_mtime_ns != changed:
+            return None
+        spec = ModuleSpec(name, self, origin=source, is_package=package)  # type: ignore[arg-type]
+        spec.has_location = True
+        if package:
+            spec.submodule_search_locations = [os.path.dirname(source)]
+        self._served.add(name)
+        return spec
+
+    def create_module(self, _spec: ModuleSpec) -> None:
+        """See importlib.abc.Loader: the usual kind of module."""
+        return
+
+    def exec_module(self, module: ModuleType) -> None:
+        """See importlib.abc.Loader."""
+        _, _, _, _, offset, length = self._index[module.__name__]
+        exec(marshal.loads(self._content[offset : offset + length]), module.__dict__)
+
+    def refresh(self) -> None:
+        """Write the bundle anew if modules were loaded that it did not serve; if it can't be written, it stays."""
+        wanted = {name for name in sys.modules if name.startswith("sampan.") or name in _OTHERS} - {"sampan.cli"}
+        if wanted - self._served - {__name__}:
+            try:
+                self._write(sorted(wanted | self._index.keys()))
+            except (OSError, ValueError):
+                return
+
+    def _write(self, names: list[str]) -> None:
+        index: _Index = {}
+        blobs = []
+        offset = 0
+        for name in names:
+            found = self._compiled(name)
+            if found is None:
+                continue
+            source, package, code = found
+            status = os.stat(source)
+            blob = marshal.dumps(code)
+            index[name] = (source, status.st_size, status.st_mtime_ns, package, offset, len(blob))
+            blobs.append(blob)
+            offset += len(blob)
+        head = marshal.dumps(index)
+        temporary = f"{self.path}.{os.getpid()}"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            view = memoryview(len(head).to_bytes(8, "little") + head + b"".join(blobs))
+            while view:
+                view = view[os.write(fd, view) :]
+        finally:
+            os.close(fd)
+        os.rename(temporary, self.path)
+
+    def _compiled(self, name: str) -> tuple[str, bool, CodeType] | None:
+        spec = getattr(sys.modules.get(name), "__spec__", None)
+        if spec is None or spec.loader is self:
+            # Another command's module, or one of ours that came from here: as it is, while its source is.
+            if self.find_spec(name) is None:
+                return None
+            source, _, _, package, offset, length = self._index[name]
+            return source, package, marshal.loads(self._content[offset : offset + length])
+        origin = spec.origin or ""
+        code = spec.loader.get_code(name) if origin.endswith(".py") else None
+        return None if code is None else (origin, spec.submodule_search_locations is not None, code)
+
+
+def install() -> Bundle:
+    """Put the bundle of this interpreter's version in front of the other finders."""
+    directory = os.path.join(os.path.dirname(__file__), "__pycache__")
+    bundle = Bundle(f"{directory}/sampan-runtime.{sys.implementation.cache_tag}.bundle")
+    sys.meta_path.insert(0, bundle)  # type: ignore[arg-type]
+    return bundle
