@@ -1,6 +1,5 @@
 """`sampan network`: networks that containers can join."""
 
-import json
 import os
 
 import click
@@ -9,7 +8,6 @@ from sampan import network as net
 from sampan.cli import render
 from sampan.cli.main import Globals
 from sampan.cli.session import open_engine
-from sampan.errors import WrongState
 
 
 @click.group()
@@ -38,10 +36,7 @@ def network_inspect(options: Globals, name: str) -> None:
     """Show a network's conflist."""
     with open_engine(options) as engine:
         found = engine.networks.get(name)
-        if not found.path:
-            raise WrongState(f"network {name} is built in and has no file")
-        with open(found.path, encoding="utf-8") as file:
-            render.document(json.load(file))
+        render.document(found.document)
 
 
 @network.command("create")

@@ -59,3 +59,4 @@ def pods_remove(options: Globals, ids: tuple[str, ...]) -> None:
         for pod_id in ids:
             engine.pods.remove(pod_id)
             click.echo(pod_id)
+        engine.tidy()

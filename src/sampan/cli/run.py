@@ -145,6 +145,7 @@ def _ensure_image(engine: Engine, image: str, when: str) -> None:
 def remove_pod(engine: Engine, pod: PodRecord) -> None:
     """Remove a pod that `run` made, its log with it."""
     engine.pods.remove(pod.id)
+    engine.tidy()
     if RUN_LABEL in pod.spec.labels:
         shutil.rmtree(pod.spec.log_directory, ignore_errors=True)
 

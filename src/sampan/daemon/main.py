@@ -102,7 +102,7 @@ class Daemon:
         from sampan.engine.engine import Engine
 
         engine = self.engine = Engine(config.engine(), namespace=config.cri.namespace, zygote=zygote)
-        self._closers.append(engine.close)
+        self._closers += [engine.close, engine.tidy]
         engine.recover()
         engine.watch()
         if config.metrics_address:

@@ -176,8 +176,11 @@ class Containers:
             return record
         engine = self._engine
         end = read_exit(engine.layout.pod(record.pod_id), record.id)
-        if end is None:
+        if end is None and os.path.exists(engine.layout.pod(record.pod_id)):
             return record
+        if end is None:
+            # The machine was started anew, and what lived in memory with it.
+            return self.finish(record.id, UNKNOWN_EXIT, "Unknown", time.time_ns())
         reason = "OOMKilled" if end.oom_killed else "Completed" if end.exit_code == 0 else "Error"
         return self.finish(record.id, end.exit_code, reason, end.finished_at)
 

@@ -24,7 +24,7 @@ from sampan.engine.layout import Layout
 from sampan.engine.model import ContainerRecord, PodRecord
 from sampan.engine.pods import Pods
 from sampan.engine.records import Locks, Records
-from sampan.errors import InvalidInput
+from sampan.errors import InvalidInput, SampanError
 from sampan.shim import spawn
 from sampan.shim.client import MonitorClient
 from sampan.storage.store import Store
@@ -149,6 +149,13 @@ class Engine:
     def set_pod_cidr(self, cidr: str) -> None:
         """Give pods addresses of ``cidr`` (the kubelet's UpdateRuntimeConfig)."""
         self.networks.set_pod_cidr(cidr)
+
+    def tidy(self) -> None:
+        """Take the bridges and rules that no pod uses any more; for the last thing that a daemon or a command does."""
+        try:
+            network.tidy(self.networks)
+        except SampanError:
+            return  # they do no harm, and the next one to end tries again
 
     def recover(self) -> None:
         """Bring records and machine together after a crash or a reboot; the daemon calls it once, at start."""
