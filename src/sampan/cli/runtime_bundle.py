@@ -48,7 +48,8 @@ class Bundle:
         try:
             content = os.read(fd, os.fstat(fd).st_size)
             length = int.from_bytes(content[:8], "little")
-            self._index = marshal.loads(content[8 : 8 + length])
+            index = marshal.loads(content[8 : 8 + length])
+            self._index = index if isinstance(index, dict) else {}
             self._content = content[8 + length :]
         except (OSError, ValueError, EOFError, TypeError):
             self._index = {}  # written by halves, or by another version: written anew at the end
