@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sampan.linux.namespaces import CLONE_NEWNET, setns, unshare
+from sampan.network import Networks
 from sampan.network.netns import inside
 
 _SECONDS = 3
@@ -172,9 +173,9 @@ def machine() -> Iterator[Machine]:
         made.close()
 
 
-def nft_elements(place: Place, table: str = "inet sampan") -> dict[str, int]:
-    """Number of elements in each set and map of a table that has any."""
-    document = json.loads(place.run(f"nft -j list table {table}"))
+def nft_elements(place: Place, nets: Networks, family: str = "inet") -> dict[str, int]:
+    """Number of elements in each set and map that has any, of the table of a network state."""
+    document = json.loads(place.run(f"nft -j list table {family} {nets.state.table}"))
     found = {}
     for entry in document["nftables"]:
         for kind in ("set", "map"):

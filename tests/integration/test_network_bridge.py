@@ -66,7 +66,7 @@ class TestBuiltInNetwork:
         assert pod.addresses("eth0") == {"10.88.0.2/16"}
         assert "default via 10.88.0.1" in pod.routes()
         assert pod.ip("link show lo")[0]["operstate"] != "DOWN"
-        assert machine.addresses("sampan0") == {"10.88.0.1/16"}
+        assert machine.addresses(nets.built_in_bridge) == {"10.88.0.1/16"}
         assert machine.run("cat /proc/sys/net/ipv4/ip_forward").strip() == "1"
         network.check(nets, "pod1")
 
@@ -82,9 +82,10 @@ class TestBuiltInNetwork:
 
     def test_result_is_a_cni_document(self, machine: Machine, tmp_path: Path) -> None:
         pod = machine.place()
-        document = join(networks(tmp_path), pod, "pod1").as_dict()
+        nets = networks(tmp_path)
+        document = join(nets, pod, "pod1").as_dict()
         links = document["interfaces"]
-        assert [link["name"] for link in links] == ["sampan0", links[1]["name"], "eth0"]
+        assert [link["name"] for link in links] == [nets.built_in_bridge, links[1]["name"], "eth0"]
         assert links[2]["sandbox"] == pod.path
         assert links[2]["mac"] == pod.ip("link show eth0")[0]["address"]
         assert links[1]["mac"] == machine.ip(f"link show {links[1]['name']}")[0]["address"]
@@ -170,7 +171,7 @@ class TestLeaving:
         nets, pod = networks(tmp_path, DUAL), machine.place()
         join(nets, pod, "pod", PortMapping(80, 8080), PortMapping(53, 53, protocol="udp"))
         network.detach(nets, "pod", netns_ends=False)
-        assert network_world.nft_elements(machine) == {}
+        assert network_world.nft_elements(machine, nets) == {}
         assert [link["ifname"] for link in pod.ip("link show")] == ["lo"]
         assert not [link for link in machine.ip("link show") if link["ifname"].startswith("veth")]
         assert not os.listdir(tmp_path / "state/results")
@@ -190,7 +191,7 @@ class TestLeaving:
         join(nets, pod, "pod", PortMapping(80, 8080))
         (tmp_path / "net.d/00-dual.conflist").unlink()
         network.detach(nets, "pod")
-        assert network_world.nft_elements(machine) == {}
+        assert network_world.nft_elements(machine, nets) == {}
 
     def test_after_somebody_flushed_the_rules(self, machine: Machine, tmp_path: Path) -> None:
         nets, pod = networks(tmp_path, DUAL), machine.place()
@@ -215,7 +216,7 @@ class TestLeaving:
             again = networks(tmp_path, DUAL)
             assert join(again, rebooted.place(), "new", PortMapping(80, 8080), ips=()).addresses[0] == "10.123.0.3"
             network.detach(again, "pod")
-            assert network_world.nft_elements(rebooted)["ports4"] == 1
+            assert network_world.nft_elements(rebooted, again)["ports4"] == 1
 
 
 class TestTidying:
@@ -224,7 +225,7 @@ class TestTidying:
         join(nets, machine.place(), "one", PortMapping(80, 8080))
         join(nets, machine.place(), "two", PortMapping(80, 8081))
         network.detach(nets, "one", netns_ends=False)
-        assert network_world.nft_elements(machine)["guarded"] == 1
+        assert network_world.nft_elements(machine, nets)["guarded"] == 1
         assert not network.tidy(nets)
         network.detach(nets, "two", netns_ends=False)
         assert network.tidy(nets)
@@ -249,7 +250,7 @@ class TestFailures:
         nets, pod = networks(tmp_path, broken), machine.place()
         with pytest.raises(NotFound, match="no-such-plugin"):
             join(nets, pod, "pod", PortMapping(80, 8080))
-        assert network_world.nft_elements(machine) == {}
+        assert network_world.nft_elements(machine, nets) == {}
         assert [link["ifname"] for link in pod.ip("link show")] == ["lo"]
         assert nets.state.database.execute("SELECT count(*) FROM leases").fetchone()[0] == 0
 
@@ -339,7 +340,7 @@ class TestReconcile:
         assert done.attachments == ("dead",)
         assert done.leases == 2
         assert nets.state.owners() == {"live"}
-        assert network_world.nft_elements(machine)["ports4"] == 1
+        assert network_world.nft_elements(machine, nets)["ports4"] == 1
         network.check(nets, "live")
 
     def test_puts_back_what_somebody_flushed(self, machine: Machine, tmp_path: Path) -> None:
@@ -356,9 +357,9 @@ class TestReconcile:
     def test_removes_elements_that_nobody_recorded(self, machine: Machine, tmp_path: Path) -> None:
         nets = networks(tmp_path, DUAL)
         join(nets, machine.place(), "pod", PortMapping(80, 8080))
-        machine.run("nft add element inet sampan ports4 { tcp . 99 : 10.9.9.9 . 80 }")
+        machine.run(f"nft add element inet {nets.state.table} ports4 {{ tcp . 99 : 10.9.9.9 . 80 }}")
         assert network.reconcile(nets, {"pod"}).rules_removed == 1
-        assert network_world.nft_elements(machine)["ports4"] == 1
+        assert network_world.nft_elements(machine, nets)["ports4"] == 1
 
 
 @pytest.mark.slow
@@ -387,8 +388,8 @@ def test_250_pods_by_ten_workers(machine: Machine, tmp_path: Path) -> None:
         worker.join()
     assert not errors
     assert len(set(found)) == 250
-    assert network_world.nft_elements(machine)["ports4"] == 250
+    assert network_world.nft_elements(machine, nets)["ports4"] == 250
     for place in pods:
         place.close()
     assert len(network.reconcile(nets, ()).attachments) == 250
-    assert network_world.nft_elements(machine) == {}
+    assert network_world.nft_elements(machine, nets) == {}

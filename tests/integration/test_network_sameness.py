@@ -291,7 +291,7 @@ class TestOnlyOurs:
             pod.run("ip neigh flush all")
             assert not pod.reaches("10.61.0.1", 80)
         network.detach(nets, "a", netns_ends=False)
-        assert not network_world.nft_elements(machine, "bridge sampan")
+        assert not network_world.nft_elements(machine, nets, "bridge")
 
     def test_isolated_ports(self, machine: Machine, tmp_path: Path) -> None:
         chain = [{**CONFIGURATIONS["bridge"][0], "portIsolation": True}]
@@ -309,6 +309,7 @@ class TestOnlyOurs:
         second["ipam"]["subnet"] = "10.64.0.0/24"
         first = load(tmp_path / "1", [CONFIGURATIONS["bridge"][0], firewall], how="in process")
         other = load(tmp_path / "2", [second, firewall], how="in process")
+        other.state = first.state
         one, two, three = machine.place(), machine.place(), machine.place()
         outside = machine.neighbour()
         address = network.attach(first, Attachment(container_id="a", netns=one.path)).addresses[0]

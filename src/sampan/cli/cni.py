@@ -2,7 +2,7 @@
 
 Installed under a plugin's name (a link ``bridge`` -> ``sampan-cni`` in /opt/cni/bin), it is that plugin; under its
 own, the one that the configuration's ``type`` names. SAMPAN_CNI_STATE in the environment says where leases and rules
-are kept, if not in /var/lib/sampan/network.
+are kept, if not in /run/sampan/network.
 """
 
 import os
@@ -20,7 +20,7 @@ from sampan.network.manage import forget
 from sampan.network.state import State
 from sampan.spec import cni
 
-STATE = "/var/lib/sampan/network"
+STATE = "/run/sampan/network"
 _MAX_INPUT = 1 << 20
 _CODES: tuple[tuple[type[SampanError], int], ...] = (
     (InvalidInput, cni.CODE_INVALID_CONFIG),

@@ -90,9 +90,9 @@ class Session:
         return self._inside
 
     @property
-    def nft(self) -> nft.Nft:
+    def nft(self) -> nft.Table:
         """Our table."""
-        return nft.kernel()
+        return nft.Table(self.state.table)
 
     def put_elements(self, elements: Sequence[Element], chains: Callable[[], str] | None) -> None:
         """Add elements to our table, which is made when it is not there; the state's transaction must be held."""
@@ -102,7 +102,7 @@ class Session:
                 return
             except FileNotFoundError:
                 bridge = elements[0].family == NFPROTO_BRIDGE
-                nft.run(nft.skeleton(bridge=bridge) + (chains() if chains else ""))
+                nft.run(nft.skeleton(self.state.table, bridge=bridge) + (chains() if chains else ""))
             except FileExistsError:
                 # Nobody's by the record: left by a process that died before it could commit.
                 self.nft.delete(elements)

@@ -249,10 +249,15 @@ class Networks:
         if self._built_in is None:
             subnet = self.state.fact(_FACT_SUBNET)
             if not subnet:
-                subnet = str(free_subnet())
+                subnet = str(free_subnet(self.built_in_bridge))
                 self.state.set_fact(_FACT_SUBNET, subnet)
-            self._built_in = parse(bridge_document(BUILT_IN, BUILT_IN_BRIDGE, [subnet]))
+            self._built_in = parse(bridge_document(BUILT_IN, self.built_in_bridge, [subnet]))
         return self._built_in
+
+    @property
+    def built_in_bridge(self) -> str:
+        """Name of the built-in network's bridge."""
+        return f"sp-{self.state.tag}" if self.state.tag else BUILT_IN_BRIDGE
 
     def set_pod_cidr(self, cidr: str, template: str = "") -> None:
         """Take up the pod addresses that the kubelet tells (CRI UpdateRuntimeConfig), IPv4 and IPv6 by comma.
@@ -274,7 +279,7 @@ class Networks:
 
             render_file(template, self.conf_dir, [str(network) for network in networks])
             return
-        document = bridge_document(BUILT_IN, BUILT_IN_BRIDGE, [str(network) for network in networks])
+        document = bridge_document(BUILT_IN, self.built_in_bridge, [str(network) for network in networks])
         self._built_in = parse(document)
 
 
@@ -310,15 +315,15 @@ def bridge_document(
     return {"cniVersion": cni.VERSIONS[-1], "name": name, "plugins": chain}
 
 
-def free_subnet(beside: Collection[str] = ()) -> IPv4Network:
-    """A private /16 that no route or address of this machine, and none of ``beside``, overlaps.
+def free_subnet(bridge: str, beside: Collection[str] = ()) -> IPv4Network:
+    """A private /16 that no route or address of this machine but ``bridge``'s, and none of ``beside``, overlaps.
 
     Raises:
         Exhausted: There is none.
     """
     used: list[IPv4Network] = [network for text in beside if isinstance(network := ip_network(text), IPv4Network)]
     with Rtnl() as host:
-        own = host.find_link(BUILT_IN_BRIDGE)
+        own = host.find_link(bridge)
         index = own.index if own else -1
         used += [
             IPv4Network((route.destination, route.prefix))

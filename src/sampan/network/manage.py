@@ -72,14 +72,15 @@ def reconcile(networks: Networks, live: Collection[str] | Callable[[], Collectio
 
     Args:
         networks: The networks.
-        live: Ids of the containers that live, or how to ask for them: a function is called after the owners have been
-            listed, so that a container which is added meanwhile is never taken for a dead one.
+        live: Ids of the containers that live, or how to ask for them: a function is called after those attached have
+            been listed, so that a container which is added meanwhile is never taken for a dead one. Containers of other
+            runtimes, which call ``sampan-cni``, are left to their runtime.
     """
     state = networks.state
-    owners = state.owners()
+    attached = state.attached()
     alive = set(live() if callable(live) else live)
     gone, errors, count = [], list[str](), 0
-    for container in sorted(owners - alive):
+    for container in sorted(attached - alive):
         count += state.database.execute("SELECT count(*) FROM leases WHERE container = ?", (container,)).fetchone()[0]
         try:
             detach(networks, container)
@@ -93,7 +94,7 @@ def reconcile(networks: Networks, live: Collection[str] | Callable[[], Collectio
 
 
 def forget(state: State, owner: Owner) -> None:
-    """Free leases and rules that no attachment accounts for: of calls through ``sampan-cni``."""
+    """Free an owner's leases and rules."""
     with Session(state, "") as session, state.transaction() as database:
         elements = state.rules(owner)
         if elements:
@@ -189,7 +190,7 @@ def create(
     if name in (config.BUILT_IN, "none", "host", "default") or name in networks.names():
         raise AlreadyExists(f"network {name} exists")
     known = networks.all()
-    subnets = _subnets(subnet, known, name, ipv6=ipv6)
+    subnets = _subnets(networks, subnet, name, ipv6=ipv6)
     for network in known:
         for other in subnets_of(network):
             for mine in subnets:
@@ -220,14 +221,14 @@ def _write(networks: Networks, name: str, document: dict[str, object], rank: str
     return path
 
 
-def _subnets(text: str, known: list[NetworkList], name: str, *, ipv6: bool) -> list[IPv4Network | IPv6Network]:
+def _subnets(networks: Networks, text: str, name: str, *, ipv6: bool) -> list[IPv4Network | IPv6Network]:
     try:
         found = [ip_network(part.strip()) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise InvalidInput(str(error), field="subnet") from None
     if not found:
-        taken = [str(network) for entry in known for network in subnets_of(entry)]
-        found = [config.free_subnet(taken)]
+        taken = [str(network) for entry in networks.all() for network in subnets_of(entry)]
+        found = [config.free_subnet(networks.built_in_bridge, taken)]
     if ipv6 and all(network.version == 4 for network in found):
         import hashlib
 

@@ -17,8 +17,8 @@ def chain_names(subnet: str) -> tuple[str, str]:
     return f"leave_{tag}", f"turn_{tag}"
 
 
-def _chains(addresses: list[IPv4Interface | IPv6Interface]) -> str:
-    return "".join(subnet_chains(*chain_names(str(a.network)), str(a.network)) for a in addresses)
+def _chains(table: str, addresses: list[IPv4Interface | IPv6Interface]) -> str:
+    return "".join(subnet_chains(table, *chain_names(str(a.network)), str(a.network)) for a in addresses)
 
 
 def _remember(call: Call, addresses: list[IPv4Interface | IPv6Interface]) -> None:
@@ -32,14 +32,14 @@ def _remember(call: Call, addresses: list[IPv4Interface | IPv6Interface]) -> Non
 def recorded_chains(state: State) -> str:
     """Commands that make the chains of every subnet there has been."""
     subnets = [name.split("/", 1)[1] for name in state.facts(f"{_FACT}/")]
-    return "".join(subnet_chains(*chain_names(subnet), subnet) for subnet in subnets)
+    return "".join(subnet_chains(state.table, *chain_names(subnet), subnet) for subnet in subnets)
 
 
 def masquerade(call: Call, addresses: list[IPv4Interface | IPv6Interface]) -> None:
     """Let packets from these addresses leave their subnet under the machine's address."""
     _remember(call, addresses)
     elements = [Element(f"sources{a.version}", a.ip.packed, chain=chain_names(str(a.network))[0]) for a in addresses]
-    call.rules(elements, lambda: _chains(addresses))
+    call.rules(elements, lambda: _chains(call.session.state.table, addresses))
 
 
 def hairpin_elements(addresses: list[IPv4Interface | IPv6Interface]) -> list[Element]:
@@ -57,4 +57,4 @@ def hairpin_elements(addresses: list[IPv4Interface | IPv6Interface]) -> list[Ele
 def hairpin(call: Call, addresses: list[IPv4Interface | IPv6Interface], elements: list[Element]) -> None:
     """Add ``elements`` together with the addresses' hairpin elements."""
     _remember(call, addresses)
-    call.rules(elements + hairpin_elements(addresses), lambda: _chains(addresses))
+    call.rules(elements + hairpin_elements(addresses), lambda: _chains(call.session.state.table, addresses))

@@ -32,8 +32,6 @@ from sampan.network.rtnl import Kernel
 from sampan.wire import nfnetlink
 from sampan.wire.nfnetlink import Element
 
-TABLE = "sampan"
-
 _NETLINK_NETFILTER = 12
 _BATCH = (nfnetlink.NFNL_MSG_BATCH_BEGIN, nfnetlink.NFNL_MSG_BATCH_END)
 #: Elements in one batch: what fits into a socket's send buffer with room to spare.
@@ -42,69 +40,69 @@ _NFT_SECONDS = 20
 
 # Applied as one transaction; the second time it replaces the rules and leaves sets and their elements alone.
 _SKELETON = """
-add table inet sampan
-add map inet sampan ports4 { type inet_proto . inet_service : ipv4_addr . inet_service; }
-add map inet sampan ports6 { type inet_proto . inet_service : ipv6_addr . inet_service; }
-add map inet sampan hostports4 { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }
-add map inet sampan hostports6 { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }
-add map inet sampan sources4 { type ipv4_addr : verdict; }
-add map inet sampan sources6 { type ipv6_addr : verdict; }
-add map inet sampan hairpin4 { type ipv4_addr : verdict; }
-add map inet sampan hairpin6 { type ipv6_addr : verdict; }
-add set inet sampan mapped { type inet_proto . inet_service; }
-add set inet sampan mapped4 { type ipv4_addr . inet_proto . inet_service; }
-add set inet sampan mapped6 { type ipv6_addr . inet_proto . inet_service; }
-add set inet sampan self4 { type ipv4_addr . ipv4_addr; }
-add set inet sampan self6 { type ipv6_addr . ipv6_addr; }
-add set inet sampan loopback { type ipv4_addr; }
-add set inet sampan guarded { type ifname; }
-add set inet sampan secluded { type ifname; }
-add set inet sampan within { type ifname . ifname; }
-add chain inet sampan host_ports
-add chain inet sampan turned
-add chain inet sampan prerouting { type nat hook prerouting priority -100; policy accept; }
-add chain inet sampan output { type nat hook output priority -100; policy accept; }
-add chain inet sampan postrouting { type nat hook postrouting priority 100; policy accept; }
-add chain inet sampan guard { type filter hook prerouting priority -300; policy accept; }
-add chain inet sampan forward { type filter hook forward priority 0; policy accept; }
-flush chain inet sampan host_ports
-flush chain inet sampan turned
-flush chain inet sampan prerouting
-flush chain inet sampan output
-flush chain inet sampan postrouting
-flush chain inet sampan guard
-flush chain inet sampan forward
-add rule inet sampan host_ports meta l4proto . th dport @mapped meta mark set meta mark or 0x2000
-add rule inet sampan host_ports ip daddr . meta l4proto . th dport @mapped4 meta mark set meta mark or 0x2000
-add rule inet sampan host_ports ip6 daddr . meta l4proto . th dport @mapped6 meta mark set meta mark or 0x2000
-add rule inet sampan host_ports dnat ip addr . port to ip daddr . meta l4proto . th dport map @hostports4
-add rule inet sampan host_ports dnat ip addr . port to meta l4proto . th dport map @ports4
-add rule inet sampan host_ports dnat ip6 addr . port to ip6 daddr . meta l4proto . th dport map @hostports6
-add rule inet sampan host_ports ip6 daddr != ::1 dnat ip6 addr . port to meta l4proto . th dport map @ports6
-add rule inet sampan prerouting fib daddr type local jump host_ports
-add rule inet sampan output fib daddr type local jump host_ports
-add rule inet sampan postrouting ct status dnat meta mark and 0x2000 == 0x2000 jump turned
-add rule inet sampan turned ip saddr 127.0.0.0/8 ip daddr @loopback masquerade
-add rule inet sampan turned ip saddr . ip daddr @self4 masquerade
-add rule inet sampan turned ip6 saddr . ip6 daddr @self6 masquerade
-add rule inet sampan turned ip daddr vmap @hairpin4
-add rule inet sampan turned ip6 daddr vmap @hairpin6
-add rule inet sampan postrouting ip saddr vmap @sources4
-add rule inet sampan postrouting ip6 saddr vmap @sources6
-add rule inet sampan guard iifname @guarded ip daddr 127.0.0.0/8 drop
-add rule inet sampan forward oifname @secluded iifname . oifname @within accept
-add rule inet sampan forward oifname @secluded ct state established,related accept
-add rule inet sampan forward oifname @secluded iifname @secluded drop
+add table inet {table}
+add map inet {table} ports4 { type inet_proto . inet_service : ipv4_addr . inet_service; }
+add map inet {table} ports6 { type inet_proto . inet_service : ipv6_addr . inet_service; }
+add map inet {table} hostports4 { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }
+add map inet {table} hostports6 { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }
+add map inet {table} sources4 { type ipv4_addr : verdict; }
+add map inet {table} sources6 { type ipv6_addr : verdict; }
+add map inet {table} hairpin4 { type ipv4_addr : verdict; }
+add map inet {table} hairpin6 { type ipv6_addr : verdict; }
+add set inet {table} mapped { type inet_proto . inet_service; }
+add set inet {table} mapped4 { type ipv4_addr . inet_proto . inet_service; }
+add set inet {table} mapped6 { type ipv6_addr . inet_proto . inet_service; }
+add set inet {table} self4 { type ipv4_addr . ipv4_addr; }
+add set inet {table} self6 { type ipv6_addr . ipv6_addr; }
+add set inet {table} loopback { type ipv4_addr; }
+add set inet {table} guarded { type ifname; }
+add set inet {table} secluded { type ifname; }
+add set inet {table} within { type ifname . ifname; }
+add chain inet {table} host_ports
+add chain inet {table} turned
+add chain inet {table} prerouting { type nat hook prerouting priority -100; policy accept; }
+add chain inet {table} output { type nat hook output priority -100; policy accept; }
+add chain inet {table} postrouting { type nat hook postrouting priority 100; policy accept; }
+add chain inet {table} guard { type filter hook prerouting priority -300; policy accept; }
+add chain inet {table} forward { type filter hook forward priority 0; policy accept; }
+flush chain inet {table} host_ports
+flush chain inet {table} turned
+flush chain inet {table} prerouting
+flush chain inet {table} output
+flush chain inet {table} postrouting
+flush chain inet {table} guard
+flush chain inet {table} forward
+add rule inet {table} host_ports meta l4proto . th dport @mapped meta mark set meta mark or 0x2000
+add rule inet {table} host_ports ip daddr . meta l4proto . th dport @mapped4 meta mark set meta mark or 0x2000
+add rule inet {table} host_ports ip6 daddr . meta l4proto . th dport @mapped6 meta mark set meta mark or 0x2000
+add rule inet {table} host_ports dnat ip addr . port to ip daddr . meta l4proto . th dport map @hostports4
+add rule inet {table} host_ports dnat ip addr . port to meta l4proto . th dport map @ports4
+add rule inet {table} host_ports dnat ip6 addr . port to ip6 daddr . meta l4proto . th dport map @hostports6
+add rule inet {table} host_ports ip6 daddr != ::1 dnat ip6 addr . port to meta l4proto . th dport map @ports6
+add rule inet {table} prerouting fib daddr type local jump host_ports
+add rule inet {table} output fib daddr type local jump host_ports
+add rule inet {table} postrouting ct status dnat meta mark and 0x2000 == 0x2000 jump turned
+add rule inet {table} turned ip saddr 127.0.0.0/8 ip daddr @loopback masquerade
+add rule inet {table} turned ip saddr . ip daddr @self4 masquerade
+add rule inet {table} turned ip6 saddr . ip6 daddr @self6 masquerade
+add rule inet {table} turned ip daddr vmap @hairpin4
+add rule inet {table} turned ip6 daddr vmap @hairpin6
+add rule inet {table} postrouting ip saddr vmap @sources4
+add rule inet {table} postrouting ip6 saddr vmap @sources6
+add rule inet {table} guard iifname @guarded ip daddr 127.0.0.0/8 drop
+add rule inet {table} forward oifname @secluded iifname . oifname @within accept
+add rule inet {table} forward oifname @secluded ct state established,related accept
+add rule inet {table} forward oifname @secluded iifname @secluded drop
 """
 
 # Frames are checked before anything else on the bridge sees them.
 _BRIDGE_SKELETON = """
-add table bridge sampan
-add set bridge sampan checked { type ifname; }
-add set bridge sampan senders { type ifname . ether_addr; }
-add chain bridge sampan prerouting { type filter hook prerouting priority -300; policy accept; }
-flush chain bridge sampan prerouting
-add rule bridge sampan prerouting iifname @checked iifname . ether saddr != @senders drop
+add table bridge {table}
+add set bridge {table} checked { type ifname; }
+add set bridge {table} senders { type ifname . ether_addr; }
+add chain bridge {table} prerouting { type filter hook prerouting priority -300; policy accept; }
+flush chain bridge {table} prerouting
+add rule bridge {table} prerouting iifname @checked iifname . ether saddr != @senders drop
 """
 
 #: Sets and maps of the table whose elements belong to containers or bridges.
@@ -114,11 +112,15 @@ _library_lock = threading.Lock()
 _library: ctypes.CDLL | None = None
 
 
-class Nft(Kernel):
-    """Elements of our table's sets, in one network namespace."""
+class Table:
+    """Elements of one table's sets, in the calling thread's network namespace.
 
-    def __init__(self, netns_fd: int = -1) -> None:
-        super().__init__(_NETLINK_NETFILTER, netns_fd)
+    Args:
+        name: The table's: the network state's own, see :attr:`sampan.network.state.State.table`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def add(self, elements: Sequence[Element]) -> None:
         """Add elements, all or none.
@@ -128,26 +130,26 @@ class Nft(Kernel):
                 FileExistsError: an element is there with other data.
         """
         for start in range(0, len(elements), _CHUNK):
-            self._commit(nfnetlink.add_elements(TABLE, elements[start : start + _CHUNK]))
+            self._commit(nfnetlink.add_elements(self.name, elements[start : start + _CHUNK]))
 
     def delete(self, elements: Sequence[Element]) -> None:
         """Delete elements; those that are not there are no error."""
         for start in range(0, len(elements), _CHUNK):
             chunk = elements[start : start + _CHUNK]
             try:
-                self._commit(nfnetlink.delete_elements(TABLE, chunk))
+                self._commit(nfnetlink.delete_elements(self.name, chunk))
             except FileNotFoundError:
                 # Somebody flushed the table, or a crash came between: one by one, so that the rest goes.
                 for element in chunk:
                     try:
-                        self._commit(nfnetlink.delete_elements(TABLE, [element]))
+                        self._commit(nfnetlink.delete_elements(self.name, [element]))
                     except FileNotFoundError:
                         pass
 
     def elements(self, set_name: str, family: int = nfnetlink.NFPROTO_INET) -> list[Element]:
         """What a set holds; nothing when it is not there."""
         try:
-            answers = self.dump(nfnetlink.get_elements(TABLE, set_name, family))
+            answers = _kernel().dump(nfnetlink.get_elements(self.name, set_name, family))
         except FileNotFoundError:
             return []
         return [element for answer in answers for element in nfnetlink.parse_elements(answer, family)]
@@ -155,28 +157,28 @@ class Nft(Kernel):
     def delete_table(self, family: int = nfnetlink.NFPROTO_INET) -> None:
         """Delete our table of a family; none is no error."""
         try:
-            self._commit([nfnetlink.delete_table(TABLE, family)])
+            self._commit([nfnetlink.delete_table(self.name, family)])
         except FileNotFoundError:
             pass
 
     def has_chain(self, name: str, family: int = nfnetlink.NFPROTO_INET) -> bool:
         """Whether our table has that chain."""
-        error = self.exchange([nfnetlink.get_chain(TABLE, name, family)]).errors[0]
+        error = _kernel().exchange([nfnetlink.get_chain(self.name, name, family)]).errors[0]
         if error is not None and not isinstance(error, FileNotFoundError):
             raise error
         return error is None
 
     def _commit(self, requests: Iterable[nfnetlink.Request]) -> None:
         batch = [nfnetlink.batch_begin(), *requests, nfnetlink.batch_end()]
-        self.exchange(batch, unacknowledged=_BATCH).raise_first()
+        _kernel().exchange(batch, unacknowledged=_BATCH).raise_first()
 
     def forget_connections(self, protocol: int, ports: Iterable[int]) -> int:
         """Flush conntrack's entries to these local ports, which would keep a new mapping from being seen (UDP)."""
         wanted, count = set(ports), 0
         for family in (2, 10):
-            found = [nfnetlink.parse_connection(a) for a in self.dump(nfnetlink.get_connections(family))]
+            found = [nfnetlink.parse_connection(a) for a in _kernel().dump(nfnetlink.get_connections(family))]
             stale = [c for c in found if c.protocol == protocol and c.destination_port in wanted]
-            for error in self.exchange([nfnetlink.delete_connection(family, c) for c in stale]).errors:
+            for error in _kernel().exchange([nfnetlink.delete_connection(family, c) for c in stale]).errors:
                 if error is not None and not isinstance(error, FileNotFoundError):
                     raise error
             count += len(stale)
@@ -186,37 +188,37 @@ class Nft(Kernel):
 _thread = threading.local()
 
 
-def kernel() -> Nft:
+def _kernel() -> Kernel:
     """The calling thread's socket to nftables, kept open.
 
     Closing one waits until the kernel has freed what was deleted, 3 to 20 ms (nft_rcv_nl_event()), so a thread keeps
     its own, as long as it stays in its network namespace.
     """
     where = (os.getpid(), os.stat("/proc/thread-self/ns/net").st_ino)
-    kept: tuple[tuple[int, int], Nft] | None = getattr(_thread, "kept", None)
+    kept: tuple[tuple[int, int], Kernel] | None = getattr(_thread, "kept", None)
     if kept is None or kept[0] != where:
         if kept is not None:
             kept[1].close()
-        kept = _thread.kept = (where, Nft())
+        kept = _thread.kept = (where, Kernel(_NETLINK_NETFILTER))
     return kept[1]
 
 
-def skeleton(*, bridge: bool = False) -> str:
+def skeleton(table: str, *, bridge: bool = False) -> str:
     """The commands that make our table, or the one for frames on bridges."""
-    return _BRIDGE_SKELETON if bridge else _SKELETON
+    return (_BRIDGE_SKELETON if bridge else _SKELETON).replace("{table}", table)
 
 
-def subnet_chains(source_chain: str, hairpin_chain: str, subnet: str) -> str:
+def subnet_chains(table: str, source_chain: str, hairpin_chain: str, subnet: str) -> str:
     """Commands that make a subnet's two chains: what leaves it is masqueraded, and what turns back into it is."""
     family, multicast = ("ip6", "ff00::/8") if ":" in subnet else ("ip", "224.0.0.0/4")
     return f"""
-add chain inet sampan {source_chain}
-flush chain inet sampan {source_chain}
-add rule inet sampan {source_chain} {family} daddr {{ {subnet}, {multicast} }} return
-add rule inet sampan {source_chain} masquerade
-add chain inet sampan {hairpin_chain}
-flush chain inet sampan {hairpin_chain}
-add rule inet sampan {hairpin_chain} {family} saddr {subnet} masquerade
+add chain inet {table} {source_chain}
+flush chain inet {table} {source_chain}
+add rule inet {table} {source_chain} {family} daddr {{ {subnet}, {multicast} }} return
+add rule inet {table} {source_chain} masquerade
+add chain inet {table} {hairpin_chain}
+flush chain inet {table} {hairpin_chain}
+add rule inet {table} {hairpin_chain} {family} saddr {subnet} masquerade
 """
 
 

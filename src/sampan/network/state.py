@@ -15,6 +15,7 @@ harmless, so they are not synced.
 """
 
 import fcntl
+import hashlib
 import os
 import sqlite3
 import threading
@@ -44,6 +45,8 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WI
 PRAGMA user_version = 1;
 """
 _BUSY_SECONDS = 60
+#: Where a machine's own daemon and commands keep their state.
+USUAL = ("/run/sampan/network", "/var/lib/sampan/network")
 
 
 class Owner:
@@ -64,12 +67,20 @@ SHARED = Owner("", "", "")
 class State:
     """The state directory; see the module.
 
+    Two states on one machine (a second daemon's, a test's) have nothing in common in the kernel either: the table, and
+    the built-in network's bridge, are named after the directory unless it is a usual one.
+
     Args:
         root: The directory; made if it is not there.
     """
 
     def __init__(self, root: str) -> None:
         self.root = root
+        where = os.path.realpath(root)
+        #: Empty, or what sets this state's names in the kernel apart.
+        self.tag = "" if where in USUAL else hashlib.sha256(where.encode()).hexdigest()[:8]
+        #: Name of our nftables tables.
+        self.table = f"sampan_{self.tag}" if self.tag else "sampan"
         self.results = os.path.join(root, "results")
         try:
             os.makedirs(root, mode=0o700, exist_ok=True)
@@ -197,6 +208,10 @@ class State:
         else:
             rows = self.database.execute(f"{query} ORDER BY container, position DESC")
         return [Owner(*row) for row in rows]
+
+    def attached(self) -> set[str]:
+        """Every container that is attached. One that has a lease or a rule and is not came by ``sampan-cni``."""
+        return {row[0] for row in self.database.execute("SELECT DISTINCT container FROM attachments")}
 
     def owners(self) -> set[str]:
         """Every container that has a lease, a rule or an attachment."""
