@@ -135,5 +135,5 @@ def install() -> Bundle:
     """Put the bundle of this interpreter's version in front of the other finders."""
     directory = os.path.join(os.path.dirname(__file__), "__pycache__")
     bundle = Bundle(f"{directory}/sampan-runtime.{sys.implementation.cache_tag}.bundle")
-    sys.meta_path.insert(0, bundle)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, bundle)
     return bundle
