@@ -4,7 +4,7 @@ A value on the wire is a whole number, so that seconds are whole seconds.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -36,20 +36,66 @@ class _OfInterface(NamedTuple):
     value: Callable[[InterfaceStats], int]
 
 
+def _figure(*path: str, per: int = 1) -> Callable[[ContainerStats, ContainerRecord], int | None]:
+    """A figure of the cgroup by its place in ``runc events --stats``, divided by ``per``."""
+
+    def value(stats: ContainerStats, _record: ContainerRecord) -> int | None:
+        found: Any = stats.figures
+        for key in path:
+            found = found.get(key) if isinstance(found, dict) else None
+        return None if found is None else int(found) // per
+
+    return value
+
+
+def _memory(v1: str, v2: str) -> Callable[[ContainerStats, ContainerRecord], int | None]:
+    """A line of memory.stat, which cgroup v1 and v2 call differently."""
+
+    def value(stats: ContainerStats, _record: ContainerRecord) -> int | None:
+        raw: dict[str, int] = stats.figures.get("memory", {}).get("raw", {})
+        return raw.get(v1, raw.get(v2))
+
+    return value
+
+
 _CONTAINER = (
-    _OfContainer(
-        "container_cpu_usage_seconds_total", "CPU time consumed, in seconds.", pb.COUNTER,
-        lambda s, _: s.cpu_usage_ns // _SECOND,
-    ),
+    _OfContainer("container_cpu_usage_seconds_total", "CPU time consumed, in seconds.", pb.COUNTER,
+                 lambda s, _: s.cpu_usage_ns // _SECOND),
+    _OfContainer("container_cpu_user_seconds_total", "CPU time in user mode, in seconds.", pb.COUNTER,
+                 _figure("cpu", "usage", "user", per=_SECOND)),
+    _OfContainer("container_cpu_system_seconds_total", "CPU time in the kernel, in seconds.", pb.COUNTER,
+                 _figure("cpu", "usage", "kernel", per=_SECOND)),
+    _OfContainer("container_cpu_cfs_periods_total", "Periods of a CPU quota that passed.", pb.COUNTER,
+                 _figure("cpu", "throttling", "periods")),
+    _OfContainer("container_cpu_cfs_throttled_periods_total", "Periods in which the quota was used up.", pb.COUNTER,
+                 _figure("cpu", "throttling", "throttledPeriods")),
+    _OfContainer("container_cpu_cfs_throttled_seconds_total", "Time held back by the quota, in seconds.", pb.COUNTER,
+                 _figure("cpu", "throttling", "throttledTime", per=_SECOND)),
     _OfContainer("container_memory_usage_bytes", "Memory in use, caches included.", pb.GAUGE,
                  lambda s, _: s.memory_usage),
     _OfContainer("container_memory_working_set_bytes", "Memory that the kernel can't drop at will.", pb.GAUGE,
                  lambda s, _: s.memory_working_set),
     _OfContainer("container_memory_rss", "Anonymous memory.", pb.GAUGE, lambda s, _: s.memory_rss),
+    _OfContainer("container_memory_cache", "Page cache.", pb.GAUGE, _memory("total_cache", "file")),
+    _OfContainer("container_memory_mapped_file", "Mapped files.", pb.GAUGE,
+                 _memory("total_mapped_file", "file_mapped")),
+    _OfContainer("container_memory_total_active_file_bytes", "Page cache in recent use.", pb.GAUGE,
+                 _memory("total_active_file", "active_file")),
+    _OfContainer("container_memory_total_inactive_file_bytes", "Page cache not in recent use.", pb.GAUGE,
+                 _memory("total_inactive_file", "inactive_file")),
+    _OfContainer("container_memory_max_usage_bytes", "The most memory that was in use.", pb.GAUGE,
+                 _figure("memory", "usage", "max")),
+    _OfContainer("container_memory_failcnt", "Times that the memory limit was met.", pb.COUNTER,
+                 _figure("memory", "usage", "failcnt")),
+    _OfContainer("container_memory_kernel_usage", "Memory that the kernel holds for the container.", pb.GAUGE,
+                 _figure("memory", "kernel", "usage")),
     _OfContainer("container_memory_swap", "Swap in use.", pb.GAUGE, lambda s, _: s.swap_usage),
+    _OfContainer("container_oom_events_total", "Processes killed for want of memory.", pb.COUNTER,
+                 lambda s, _: s.oom_kills),
     _OfContainer("container_fs_usage_bytes", "Bytes of the writable layer.", pb.GAUGE, lambda s, _: s.fs_used_bytes),
     _OfContainer("container_fs_inodes_total", "Inodes of the writable layer.", pb.GAUGE, lambda s, _: s.fs_inodes),
-    _OfContainer("container_processes", "Processes and threads.", pb.GAUGE, lambda s, _: s.pids),
+    _OfContainer("container_threads", "Threads.", pb.GAUGE, lambda s, _: s.pids),
+    _OfContainer("container_threads_max", "Limit of threads; 0 for none.", pb.GAUGE, _figure("pids", "limit")),
     _OfContainer("container_start_time_seconds", "When the container started, in seconds since the epoch.", pb.GAUGE,
                  lambda _, c: c.started_at // _SECOND),
     _OfContainer("container_last_seen", "When the container was last looked at.", pb.GAUGE,
@@ -61,7 +107,17 @@ _CONTAINER = (
     _OfContainer("container_spec_cpu_shares", "CPU shares.", pb.GAUGE, lambda _, c: c.resources.cpu_shares),
     _OfContainer("container_spec_memory_limit_bytes", "Memory limit; 0 for none.", pb.GAUGE,
                  lambda _, c: max(c.resources.memory_limit or 0, 0)),
+    _OfContainer("container_spec_memory_swap_limit_bytes", "Limit of memory and swap; 0 for none.", pb.GAUGE,
+                 lambda _, c: max(c.resources.memory_swap_limit or 0, 0)),
 )  # fmt: skip
+
+#: Metrics of one device: name, help, table of ``blkio``, operation.
+_DEVICE = (
+    ("container_fs_reads_total", "Reads.", "ioServicedRecursive", "read"),
+    ("container_fs_writes_total", "Writes.", "ioServicedRecursive", "write"),
+    ("container_fs_reads_bytes_total", "Bytes read.", "ioServiceBytesRecursive", "read"),
+    ("container_fs_writes_bytes_total", "Bytes written.", "ioServiceBytesRecursive", "write"),
+)
 
 _FAULTS = "container_memory_failures_total"
 
@@ -130,6 +186,7 @@ def descriptors() -> list[pb.MetricDescriptor]:
     """Names, helps and label keys of all metrics."""
     found = [pb.MetricDescriptor(name=m.name, help=m.help, label_keys=_LABELS) for m in _CONTAINER]
     found.append(pb.MetricDescriptor(name=_FAULTS, help="Page faults.", label_keys=(*_LABELS, "failure_type", "scope")))
+    found += [pb.MetricDescriptor(name=each[0], help=each[1], label_keys=(*_LABELS, "device")) for each in _DEVICE]
     found += [pb.MetricDescriptor(name=m.name, help=m.help, label_keys=(*_LABELS, "interface")) for m in _INTERFACE]
     return found
 
@@ -163,4 +220,17 @@ def _of_container(pod: PodRecord, record: ContainerRecord, stats: ContainerStats
             found.append(_sample(metric.name, labels, stats.timestamp, value, metric.kind))
     for kind, faults in (("pgfault", stats.page_faults), ("pgmajfault", stats.major_page_faults)):
         found.append(_sample(_FAULTS, (*labels, kind, "container"), stats.timestamp, faults))
+    for metric_name, _, table, operation in _DEVICE:
+        for device, value in _of_devices(stats, table, operation).items():
+            found.append(_sample(metric_name, (*labels, device), stats.timestamp, value))
+    return found
+
+
+def _of_devices(stats: ContainerStats, table: str, operation: str) -> dict[str, int]:
+    """``major:minor`` -> figure, of one operation."""
+    found: dict[str, int] = {}
+    for row in stats.figures.get("blkio", {}).get(table) or ():
+        if str(row.get("op", "")).lower() == operation:
+            device = f"{row.get('major', 0)}:{row.get('minor', 0)}"
+            found[device] = found.get(device, 0) + int(row.get("value", 0))
     return found

@@ -1,5 +1,7 @@
 """Figures of containers and pods, read from cgroups and the network namespace."""
 
+from typing import Any
+
 import msgspec
 
 
@@ -36,6 +38,10 @@ class ContainerStats(msgspec.Struct, kw_only=True, frozen=True):
     fs_inodes: int = 0
     fs_mountpoint: str = ""
     pids: int = 0
+    #: Processes of the container that the kernel killed for want of memory.
+    oom_kills: int = 0
+    #: All that the cgroup tells, in the form of ``runc events --stats``.
+    figures: dict[str, Any] = {}
 
 
 class PodStats(msgspec.Struct, kw_only=True, frozen=True):

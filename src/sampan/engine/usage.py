@@ -53,6 +53,8 @@ def container_stats(engine: "Engine", record: ContainerRecord) -> ContainerStats
         fs_inodes=inodes,
         fs_mountpoint=mountpoint,
         pids=int(_dig(figures, "pids", "current")),
+        oom_kills=group.oom_kills(),
+        figures=figures,
     )
 
 
