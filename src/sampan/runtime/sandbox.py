@@ -15,7 +15,9 @@ import select
 
 from sampan.cgroup import open_group
 from sampan.errors import InvalidInput, StageFailed, Unsupported
-from sampan.linux import interface
+
+# Not where it is used: there the root is empty already, and nothing can be imported any more.
+from sampan.linux import capabilities, interface
 from sampan.linux import mount as m
 from sampan.linux import namespaces as ns
 from sampan.linux.process import (
@@ -334,8 +336,6 @@ class _Making:
         stage2.execute(program, ["/pause"], [])
 
     def _drop_rights(self) -> None:
-        from sampan.linux import capabilities
-
         capabilities.limit_bounding(0)
         # As nobody of the pod's: 65535, the pause image's user, where it is mapped.
         try:
