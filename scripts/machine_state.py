@@ -182,8 +182,11 @@ def _processes() -> list[str]:
                 words = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:
             continue
-        zombie = " (zombie)" if stat["state"] == "Z" else ""
-        found.append(f"{pid}@{stat['start']} {words or stat['name']}{zombie}")
+        if stat["state"] != "Z":
+            found.append(f"{pid}@{stat['start']} {words or stat['name']}")
+        elif stat["parent"] == os.getpid():
+            # Anybody else's zombie is its parent's to reap, and says nothing about us.
+            found.append(f"{pid}@{stat['start']} {stat['name']}, a child that nobody waited for")
     return found
 
 

@@ -137,6 +137,14 @@ def judge(outcomes: list[known_failures.Outcome], known: dict[str, str]) -> know
     return verdict
 
 
+def remove_shared_memory(before: MachineState) -> None:
+    """The HostIPC spec makes a segment of 1 MiB on the machine and leaves it."""
+    for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]:
+        _, number, _, size, _, _, attached, *_ = line.split()
+        if f"shm {number}" not in before.things["System V object"] and (size, attached) == ("1048576", "0"):
+            subprocess.run(["ipcrm", "-m", number], check=False)
+
+
 def main() -> int:
     """Runs the suite."""
     wanted = options()
@@ -157,6 +165,7 @@ def main() -> int:
         endpoint = os.environ.get("RUNTIME_ENDPOINT", "") or _serve(stack, folder, wanted)
         (folder / "tmp").mkdir()
         verdicts = [judge(critest(programs, endpoint, item, folder / "tmp"), known) for item in passes(wanted)]
+    remove_shared_memory(before)
     left = [] if wanted.keep or wanted.leftovers == "off" else settled_since(before)
     if left:
         print("left on this machine:\n  " + "\n  ".join(left))
