@@ -73,6 +73,7 @@ class World:
             engine = self.engine(namespace)
             for record in engine.pod_records.list():
                 engine.pods.discard(record) if record.state == "creating" else engine.pods.remove(record.id)
+            engine.tidy()
             engine.close()
         subprocess.run(["ip", "link", "delete", BRIDGE], stderr=subprocess.DEVNULL, check=False)
 

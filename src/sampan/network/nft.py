@@ -160,6 +160,8 @@ class Table:
             self._commit([nfnetlink.delete_table(self.name, family)])
         except FileNotFoundError:
             pass
+        except OSError as error:
+            raise StageFailed(f"delete the nftables table {self.name}", error) from error
 
     def has_chain(self, name: str, family: int = nfnetlink.NFPROTO_INET) -> bool:
         """Whether our table has that chain."""
