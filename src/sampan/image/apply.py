@@ -244,7 +244,10 @@ class Applier:
             pass
         except NotADirectoryError:
             if not self._revive(folder):
-                raise
+                if self._merged:
+                    raise
+                # A file where a directory is needed, or a symlink to what a whiteout hides: the parents decide.
+                raise NeedsParent(f'"{show(folder)}" is no directory in the layer') from None
         self._make_parents(folder)
         return self._open(folder)
 
@@ -359,7 +362,22 @@ class Applier:
         finally:
             os.close(fd)
         for name in names:
-            self._delete(folder, name, folder + b"/" + name if folder else name)
+            path = folder + b"/" + name if folder else name
+            self._delete(folder, name, path)
+            if path in self._touched and path not in self._directories:
+                self._make_plain(folder, name)
+
+    def _make_plain(self, folder: bytes, name: bytes) -> None:
+        """Give a directory that this layer uses without listing it nothing of the hidden one that it was."""
+        try:
+            fd = os.open(name, _DIRECTORY, dir_fd=self._open(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        try:
+            os.fchown(fd, 0, 0)
+            os.fchmod(fd, 0o755)
+        finally:
+            os.close(fd)
 
     def _delete(self, folder: bytes, name: bytes, path: bytes) -> None:
         """In mode ``merged``, delete what the parents brought of ``path``."""
