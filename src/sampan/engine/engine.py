@@ -60,8 +60,10 @@ class Engine:
         self.layout.make()
         self.store = Store(config.root)
         self.locks = Locks(f"{config.state}/locks")
+        # Beside the store, not with the state: what was attached must be known after a reboot too, so that external
+        # plugins are told to let go of it.
         self.networks = network.load(
-            config.cni_conf_dir, state_dir=self.layout.network(), bin_dirs=config.cni_plugin_dirs, default=True
+            config.cni_conf_dir, state_dir=f"{config.root}/network", bin_dirs=config.cni_plugin_dirs, default=True
         )
         self.events = Events(self.store.events, namespace)
         self.pod_records = Records(self.store.records(namespace, "pods"), PodRecord, "pod")

@@ -4,7 +4,6 @@
     <state>/pods/<pod>/files/           hosts, hostname, resolv.conf, shm: what containers of the pod bind
     <state>/pods/<pod>/<container>/     bundle: config.json, rootfs; exit.json, written by the monitor
     <state>/ns/<pod>/                   pinned namespaces
-    <state>/network/                    address leases, cached CNI results
     <state>/runtime/<handler>/          state of OCI runtimes
 
 Ids are our own hexadecimal ones; nothing from outside becomes part of a path.
@@ -28,7 +27,7 @@ class Layout:
     def make(self) -> None:
         """Make the directories that everything else lies in; searchable by all, for pods in user namespaces."""
         os.makedirs(self.state, 0o711, exist_ok=True)
-        for name in ("pods", "ns", "network", "runtime"):
+        for name in ("pods", "ns", "runtime"):
             os.makedirs(f"{self.state}/{name}", 0o711, exist_ok=True)
 
     def pod(self, pod_id: str) -> str:
@@ -58,10 +57,6 @@ class Layout:
     def namespaces(self, pod_id: str) -> str:
         """Directory of a pod's pinned namespaces."""
         return f"{self.state}/ns/{pod_id}"
-
-    def network(self) -> str:
-        """State directory of the network layer."""
-        return f"{self.state}/network"
 
     def runtime(self, handler: str) -> str:
         """State directory of one runtime handler."""

@@ -134,6 +134,9 @@ class Pods:
                     for port in spec.ports
                     if port.host_port
                 ),
+                dns=network.Dns(servers=spec.dns.servers, searches=spec.dns.searches, options=spec.dns.options)
+                if spec.dns
+                else None,
                 cgroup_path=pod.cgroup_path,
             ),
         )
