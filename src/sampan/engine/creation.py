@@ -84,7 +84,9 @@ class Creation:
                 raise InvalidInput(f'"{directory}" is not a directory', field="rootfs")
             mounts = snapshots.overlay_on(self._record.id, os.path.abspath(directory))
         else:
-            mounts = snapshots.prepare(self._record.id, self._engine.images.snapshot_of(image))
+            # A container does not outlive a power failure, so that its layer need not: no sync at its end.
+            parent = self._engine.images.snapshot_of(image)
+            mounts = snapshots.prepare(self._record.id, parent, volatile=True)
         # In a pod with a user namespace the files' owners are seen through its mappings.
         users = self._pod.namespace_paths.get("user", "")
         idmap = os.open(users, os.O_RDONLY | os.O_CLOEXEC) if users else -1
