@@ -267,6 +267,23 @@ def test_an_exec_that_is_too_slow_is_ended(daemon: Daemon, registry: LocalRegist
     assert "sleep 777" not in left
 
 
+def test_a_memory_limit_under_usage_is_refused(daemon: Daemon, registry: LocalRegistry) -> None:
+    pod = run_pod(daemon, pod_config(daemon))
+    command = "x=$(head -c 20000000 /dev/zero | tr '\\0' a); echo ready; sleep 1000; echo ${#x}"
+    container = create(daemon, registry, pod, command)
+    start(daemon, container)
+    log = Path(status(daemon, container).log_path)
+    until(lambda: "ready" in log.read_text())
+    wanted = pb.LinuxContainerResources(memory_limit_in_bytes=8 << 20)
+    with pytest.raises(grpc.RpcError) as caught:
+        daemon.runtime.UpdateContainerResources(
+            pb.UpdateContainerResourcesRequest(container_id=container, linux=wanted)
+        )
+    assert "memory" in caught.value.details()
+    told = status(daemon, container)
+    assert (told.state, told.resources.linux.memory_limit_in_bytes) == (pb.CONTAINER_RUNNING, 0)
+
+
 def test_exec_output_is_bounded(daemon: Daemon, registry: LocalRegistry) -> None:
     pod = run_pod(daemon, pod_config(daemon))
     container = create(daemon, registry, pod, "sleep 1000")

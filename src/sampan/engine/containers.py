@@ -269,7 +269,11 @@ class Containers:
             record = self.get(container_id)
             if record.state not in ("created", "running"):
                 raise WrongState(f"container {record.id[:12]} is {record.state}")
-            engine.monitor(record.pod_id).update(record.id, oci.resources(wanted))
+            limits = oci.resources(wanted)
+            if "memory" in limits:
+                # A limit under what is in use is refused, rather than met by killing.
+                limits["memory"]["checkBeforeUpdate"] = True
+            engine.monitor(record.pod_id).update(record.id, limits)
             record.resources = _merged(record.resources, wanted)
             engine.container_records.put(record.id, record)
 
