@@ -42,9 +42,10 @@ integration: ## Tests on the real kernel, as root.
 	@scripts/setup test
 	@$(PYTHON) -m pytest -m root --leftovers=$(LEFTOVERS) $(PYTEST)
 
-conformance: ## critest against `sampan daemon` (RUNTIME_ENDPOINT=unix://… for another runtime). Needs Go.
+conformance: ## critest and crictl against `sampan daemon` (RUNTIME_ENDPOINT=unix://… for another runtime). Needs Go.
 	@scripts/setup conformance
 	@$(PYTHON) tests/conformance/run.py $(CONFORMANCE)
+	@$(PYTHON) tests/conformance/crictl.py
 
 bench: ## Measure side by side with runc and containerd, print ratios beside the budgets.
 	@scripts/setup bench
