@@ -23,7 +23,8 @@ def rows(options: Options) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="sampan-bench-") as name:
         bundle = make_bundle(Path(name))
         contestants = {
-            label: _runner([program, "--root", f"{name}/{label}"], bundle) for label, program in programs().items()
+            label: _runner([program, "--root", f"{name}/{label}"], bundle, f"bench-{label}")
+            for label, program in programs().items()
         }
         times = take_turns(_usable(contestants), options.rounds)
     ours = times.pop("sampan-runtime")
@@ -55,10 +56,10 @@ def make_bundle(folder: Path) -> Path:
     return bundle
 
 
-def _runner(command: list[str], bundle: Path) -> Callable[[], None]:
+def _runner(command: list[str], bundle: Path, name: str) -> Callable[[], None]:
     def run() -> None:
         result = subprocess.run(
-            [*command, "run", "--bundle", str(bundle), "bench"], capture_output=True, text=True, check=False
+            [*command, "run", "--bundle", str(bundle), name], capture_output=True, text=True, check=False
         )
         if result.returncode:
             raise RuntimeError(f"{command[0]} run: {result.stderr.strip() or result.returncode}")
