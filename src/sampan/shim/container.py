@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 #: Seconds that output may still come after a container's end, from a process of it that outlived it.
 _LINGER = 1.0
-#: Ended execs whose exit status is kept for a late question.
+#: Ended execs whose exit status is kept for a late question: those that were asked about before, and those that were
+#: not yet, as when hundreds of sessions end at once and each has still output to deliver.
 _KEPT_EXECS = 32
+_KEPT_UNASKED = 2048
 
 
 class Exec:
@@ -40,7 +42,7 @@ class Exec:
         pid: Leader of its session and of its process group.
     """
 
-    __slots__ = ("ended", "id", "pid", "started_at", "timed_out", "timer", "waiters")
+    __slots__ = ("asked", "ended", "id", "pid", "started_at", "timed_out", "timer", "waiters")
 
     def __init__(self, exec_id: str, pid: int) -> None:
         self.id = exec_id
@@ -48,6 +50,8 @@ class Exec:
         self.started_at = time.time_ns()
         self.ended: Exit | None = None
         self.timed_out = False
+        #: Whether anybody was told how it ended.
+        self.asked = False
         self.timer: Timer | None = None
         self.waiters: list[Callable[[Exit], None]] = []
 
@@ -64,6 +68,7 @@ class Exec:
         ended.started_at = self.started_at
         self.ended = ended
         waiters, self.waiters = self.waiters, []
+        self.asked = bool(waiters)
         for tell in waiters:
             tell(ended)
 
@@ -413,9 +418,10 @@ class Container:
         return f"exec-{self._exec_count}"
 
     def _forget_old_execs(self) -> None:
-        ended = [e for e in self.execs.values() if e.ended is not None]
-        for old in ended[:-_KEPT_EXECS]:
-            del self.execs[old.id]
+        for asked, kept in ((True, _KEPT_EXECS), (False, _KEPT_UNASKED)):
+            ended = [e for e in self.execs.values() if e.ended is not None and e.asked is asked]
+            for old in ended[:-kept]:
+                del self.execs[old.id]
 
 
 class _Pipes:

@@ -242,6 +242,8 @@ class Monitor:
         exec_id = call.text("exec_id", "")
         subject = container.find_exec(exec_id) if exec_id else container
         if subject.ended is not None:
+            if exec_id:
+                container.find_exec(exec_id).asked = True
             return {"exit": subject.ended.as_dict()}
         self._wait_for(call, subject.waiters, call.number("timeout", 0))
         return None
