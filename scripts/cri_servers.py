@@ -120,6 +120,12 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def own_network(name: str) -> tuple[str, str]:
+    """A bridge and a subnet for this process's server, so that two runs on one machine do not share them."""
+    number = os.getpid()
+    return f"{name}{number % 100000}", f"10.{100 + number // 250 % 100}.{number % 250}.0/24"
+
+
 def nft_tables() -> set[str]:
     """Names of the nftables tables, with their families."""
     result = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)

@@ -23,7 +23,7 @@ from pathlib import Path
 import grpc
 import test_images
 from cri_client import CriClient, container_config, pod_config
-from cri_servers import Sampan, discard
+from cri_servers import Sampan, discard, own_network
 from debian import WORK
 from local_registry import LocalRegistry, free_port
 from machine_state import MachineState, settled_since
@@ -81,7 +81,8 @@ class Demo:
         self.logs = folder / "logs"
         self.registry = registry
         self.names = [f"{registry.host}/demo/busybox:1", f"{registry.host}/demo/web:1"]
-        self.daemon = Sampan(folder / "sampan", folder / "certs.d", bridge="sampandemo0", subnet="10.89.78.0/24")
+        bridge, subnet = own_network("spdemo")
+        self.daemon = Sampan(folder / "sampan", folder / "certs.d", bridge=bridge, subnet=subnet)
         self.host_port = free_port()
         self.client: CriClient
         self.pod_id = ""
@@ -248,7 +249,7 @@ class Demo:
         self.say.check(not left, "no pod, container or image is listed")
         self.client.close()
         # A bridge outlives its pods by CNI's rules: whoever configured the network takes it away.
-        subprocess.run(["ip", "link", "del", self.daemon.bridge], check=False)
+        subprocess.run(["ip", "link", "del", self.daemon.bridge], capture_output=True, check=False)
 
     def _sweep(self) -> None:
         """After a failure: removes the pods that are there, as far as the daemon still serves."""

@@ -94,7 +94,7 @@ def registry_with_images() -> LocalRegistry:
 
 def start_server(name: str, folder: Path, mirrors: Path) -> cri_servers.Server:
     """One of the servers we know how to start."""
-    bridge, subnet = "sampanconf0", "10.89.77.0/24"
+    bridge, subnet = cri_servers.own_network("spconf")
     if name == "sampan":
         return cri_servers.Sampan(folder, mirrors, bridge=bridge, subnet=subnet)
     server = cri_servers.Containerd(folder, mirrors, bridge=bridge, subnet=subnet)
