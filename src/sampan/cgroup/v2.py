@@ -146,6 +146,9 @@ class GroupV2(Group):
         if signal == SIGKILL:
             try:
                 hierarchy.write_file(f"{self._directory}/cgroup.kill", "1")
+                if self.frozen():
+                    # The kernel kills frozen processes too, but leaves the group frozen for who comes next.
+                    hierarchy.write_file(f"{self._directory}/cgroup.freeze", "0")
                 return
             except OSError as error:
                 if not os.path.isdir(self._directory):
