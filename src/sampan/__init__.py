@@ -1,6 +1,68 @@
 """Sampan: a complete container runtime stack.
 
-Importing this package costs nothing; the Python API is reached through :mod:`sampan.engine`.
+The Python API's names are here and are loaded when first used; importing the package itself costs nothing:
+
+    import sampan
+
+    engine = sampan.Engine(sampan.EngineConfig(), namespace="default")
 """
 
 __version__ = "0.1.0"
+
+_API = {
+    "ContainerSpec": "sampan.engine.model",
+    "Engine": "sampan.engine.engine",
+    "EngineConfig": "sampan.engine.config",
+    "HandlerConfig": "sampan.engine.config",
+    "Metadata": "sampan.engine.model",
+    "Mount": "sampan.engine.model",
+    "Namespaces": "sampan.engine.model",
+    "PodSpec": "sampan.engine.model",
+    "PortMapping": "sampan.engine.model",
+    "Resources": "sampan.engine.model",
+    "SampanError": "sampan.errors",
+    "Security": "sampan.engine.model",
+}
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sampan.engine.config import EngineConfig, HandlerConfig
+    from sampan.engine.engine import Engine
+    from sampan.engine.model import (
+        ContainerSpec,
+        Metadata,
+        Mount,
+        Namespaces,
+        PodSpec,
+        PortMapping,
+        Resources,
+        Security,
+    )
+    from sampan.errors import SampanError
+
+__all__ = [
+    "ContainerSpec",
+    "Engine",
+    "EngineConfig",
+    "HandlerConfig",
+    "Metadata",
+    "Mount",
+    "Namespaces",
+    "PodSpec",
+    "PortMapping",
+    "Resources",
+    "SampanError",
+    "Security",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _API.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
