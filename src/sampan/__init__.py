@@ -5,6 +5,8 @@ The Python API's names are here and are loaded when first used; importing the pa
     import sampan
 
     engine = sampan.Engine(sampan.EngineConfig(), namespace="default")
+
+Their types are in the stub beside this file: an import here, even one for types alone, would stand above every layer.
 """
 
 __version__ = "0.1.0"
@@ -23,22 +25,6 @@ _API = {
     "SampanError": "sampan.errors",
     "Security": "sampan.engine.model",
 }
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from sampan.engine.config import EngineConfig, HandlerConfig
-    from sampan.engine.engine import Engine
-    from sampan.engine.model import (
-        ContainerSpec,
-        Metadata,
-        Mount,
-        Namespaces,
-        PodSpec,
-        PortMapping,
-        Resources,
-        Security,
-    )
-    from sampan.errors import SampanError
 
 __all__ = [
     "ContainerSpec",

@@ -1,0 +1,16 @@
+from sampan.engine.config import EngineConfig as EngineConfig
+from sampan.engine.config import HandlerConfig as HandlerConfig
+from sampan.engine.engine import Engine as Engine
+from sampan.engine.model import ContainerSpec as ContainerSpec
+from sampan.engine.model import Metadata as Metadata
+from sampan.engine.model import Mount as Mount
+from sampan.engine.model import Namespaces as Namespaces
+from sampan.engine.model import PodSpec as PodSpec
+from sampan.engine.model import PortMapping as PortMapping
+from sampan.engine.model import Resources as Resources
+from sampan.engine.model import Security as Security
+from sampan.errors import SampanError as SampanError
+
+__all__: list[str]
+__version__: str
+_API: dict[str, str]
