@@ -11,6 +11,20 @@ from sampan.engine.model import Resources as Resources
 from sampan.engine.model import Security as Security
 from sampan.errors import SampanError as SampanError
 
-__all__: list[str]
+__all__ = [
+    "ContainerSpec",
+    "Engine",
+    "EngineConfig",
+    "HandlerConfig",
+    "Metadata",
+    "Mount",
+    "Namespaces",
+    "PodSpec",
+    "PortMapping",
+    "Resources",
+    "SampanError",
+    "Security",
+    "__version__",
+]
 __version__: str
 _API: dict[str, str]
