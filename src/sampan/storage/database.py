@@ -4,7 +4,7 @@ Rules:
 
 - A transaction of this database is the only commit point of the store. Files are made before their row and deleted
   after it, so that whatever lies on disk without a row is garbage, and no row is without its file.
-- One connection for each thread; none is carried over a fork.
+- One connection for each thread, which ends with the thread; none is carried over a fork.
 - WAL, ``synchronous=NORMAL``: a power failure may lose the last transactions but never order or integrity. A
   transaction before which, or after which, the outside world is told something lasting is ``durable``.
 - Writers wait for each other up to :data:`BUSY_SECONDS`; transactions are short and do no network I/O.
@@ -13,6 +13,7 @@ Rules:
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -61,6 +62,10 @@ _MIGRATIONS: tuple[str, ...] = (
 )
 
 
+class _Connection(sqlite3.Connection):
+    """One that can be referred to weakly."""
+
+
 class Database:
     """The connections to one database file."""
 
@@ -68,12 +73,17 @@ class Database:
         self.path = path
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._open: list[sqlite3.Connection] = []
+        #: Not held here: a thread's connection goes when the thread does.
+        self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        #: Those of a forked process's parent: closing them in the child would act on the parent's files.
+        self._inherited: list[sqlite3.Connection] = []
         self._migrate()
 
     def _connection(self) -> sqlite3.Connection:
         local = self._local
         if getattr(local, "pid", None) != os.getpid():
+            if getattr(local, "pid", None) is not None:
+                self._inherited.append(local.connection)
             local.connection = self._connect()
             local.pid = os.getpid()
             local.depth = 0
@@ -84,7 +94,12 @@ class Database:
         try:
             # check_same_thread: a connection is used by one thread only, but may be closed by another.
             connection = sqlite3.connect(
-                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+                self.path,
+                timeout=BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=256,
+                factory=_Connection,
             )
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
@@ -92,7 +107,7 @@ class Database:
         except sqlite3.Error as error:
             raise translate(error, self.path) from error
         with self._lock:
-            self._open.append(connection)
+            self._open.add(connection)
         return connection
 
     def _migrate(self) -> None:
@@ -167,10 +182,19 @@ class Database:
         except sqlite3.Error as error:
             raise translate(error, self.path) from error
 
+    def release(self) -> None:
+        """Close this thread's connection: for threads that live on and need it no more. The next use opens another."""
+        local = self._local
+        if getattr(local, "pid", None) == os.getpid() and not local.depth:
+            local.pid = None
+            with self._lock:
+                self._open.discard(local.connection)
+            local.connection.close()
+
     def close(self) -> None:
         """Close the connections of every thread of this process."""
         with self._lock:
-            connections, self._open = self._open, []
+            connections, self._open = list(self._open), weakref.WeakSet()
         if getattr(self._local, "pid", None) == os.getpid():
             self._local.pid = None
         for connection in connections:

@@ -132,6 +132,10 @@ class Store:
 
         return check(self, repair=repair, fetch=fetch, launch=launch)
 
+    def release(self) -> None:
+        """Give back what this thread holds of the database, until it uses the store again."""
+        self.database.release()
+
     def close(self) -> None:
         """Close the database's connections."""
         self.database.close()
