@@ -28,6 +28,7 @@ class CriConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stream_port: int = 0
     stream_tls_cert: str = ""
     stream_tls_key: str = ""
+    stream_idle_timeout: int = 4 * 3600
     default_runtime: str = "sampan"
     cgroup_driver: Literal["cgroupfs", "systemd"] = "cgroupfs"
     sandbox_cgroup: str = "/sampan"
@@ -202,6 +203,7 @@ def _check(config: Config, origins: Mapping[str, str]) -> None:
     for key, value, low, high in (
         ("oom_score", config.oom_score, -1000, 1000),
         ("cri.stream_port", config.cri.stream_port, 0, 65535),
+        ("cri.stream_idle_timeout", config.cri.stream_idle_timeout, 0, 7 * 86400),
         ("cri.max_log_line", config.cri.max_log_line, 1024, 1 << 20),
         ("cri.max_exec_output", config.cri.max_exec_output, 0, 16 << 20),
         ("cri.shm_size", config.cri.shm_size, 4096, 1 << 40),

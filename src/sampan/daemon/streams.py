@@ -36,6 +36,7 @@ class LazyStreams:
                     config.stream_port,
                     tls_cert=config.stream_tls_cert,
                     tls_key=config.stream_tls_key,
+                    idle=config.stream_idle_timeout,
                 )
                 server.start()
                 self._server = server

@@ -133,6 +133,8 @@ class WebSocketChannels:
     def __init__(self, link: Link, expected: set[int]) -> None:
         self._link = link
         self._expected = expected
+        # The kubelet's server speaks first, on the lowest channel that it writes, and some clients wait for that.
+        link.write(bytes((min(expected & {STDOUT, STDERR, ERROR}),)))
 
     @property
     def ready(self) -> bool:

@@ -10,14 +10,18 @@ import select
 import time
 from typing import NamedTuple, Protocol
 
-from sampan.errors import SampanError
-from sampan.streaming.channels import RESIZE, STDERR, STDIN, STDOUT, Channels, Said, Wanted
-from sampan.streaming.link import HIGH_WATER, Link
+from sampan.errors import SampanError, TimedOut
+from sampan.streaming.channels import RESIZE, STDERR, STDIN, STDOUT, Channels, Said
+from sampan.streaming.link import DEAF_WATER, HIGH_WATER, Link, watch
 
 _CHUNK = 1 << 16
 #: Seconds for a client to open its channels; seconds that output may come after the process's end.
 CREATION_TIME = 30.0
 DRAIN_TIME = 2.0
+#: Seconds without a byte in either direction after which a session ends: the kubelet's own default. 0: never.
+IDLE_TIME = 4 * 3600.0
+
+_FAULTS = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
 class Process(Protocol):
@@ -72,7 +76,11 @@ def failure(error: SampanError, *, version: str) -> bytes:
 
 
 def await_channels(link: Link, channels: Channels) -> list[Said] | None:
-    """Wait until the client has opened its channels; what it said meanwhile, or None if it gave up or took too long."""
+    """Wait until the client has opened its channels; what it said meanwhile, or None if it has gone.
+
+    Raises:
+        TimedOut: It took too long.
+    """
     said: list[Said] = []
     deadline = time.monotonic() + CREATION_TIME
     poll = select.poll()
@@ -85,8 +93,8 @@ def await_channels(link: Link, channels: Channels) -> list[Said] | None:
         if channels.ready:
             return said
         left = deadline - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
-            return None
+        if left <= 0 or not (link.hidden() or poll.poll(left * 1000)):
+            raise TimedOut(f"not all of the streams were opened in {CREATION_TIME:g} s")
 
 
 class Session:
@@ -97,14 +105,14 @@ class Session:
         channels: Its channels, all open.
         process: What it is joined to.
         ends: Our ends of the process's streams; closed by the session.
-        wanted: Which of them the client has.
+        idle: Seconds of silence after which it ends; 0: never.
     """
 
-    def __init__(self, link: Link, channels: Channels, process: Process, ends: Ends, wanted: Wanted) -> None:
+    def __init__(self, link: Link, channels: Channels, process: Process, ends: Ends, idle: float = IDLE_TIME) -> None:
         self._link = link
         self._channels = channels
         self._process = process
-        self._wanted = wanted
+        self._idle = idle
         self._stdin = ends.stdin
         self._outputs = {fd: channel for fd, channel in ((ends.stdout, STDOUT), (ends.stderr, STDERR)) if fd >= 0}
         self._pending = bytearray()
@@ -118,6 +126,9 @@ class Session:
 
         Args:
             said: What the client said while it opened its channels.
+
+        Raises:
+            TimedOut: Nothing happened for too long.
         """
         try:
             self._hear(said)
@@ -127,45 +138,63 @@ class Session:
                 os.close(fd)
 
     def _loop(self) -> bool:
-        deadline: float | None = None
+        # Set once the process has ended: until then, whoever still holds its pipes is heard.
+        deadline = None if self._process.ended >= 0 else time.monotonic() + DRAIN_TIME
         while self._outputs or deadline is None:
-            if not self._outputs and self._process.ended < 0:
-                return True
-            ready = self._poll(deadline, watch_end=deadline is None)
-            if not ready and deadline is not None:
-                return True
-            for fd, _ in ready:
+            congested = self._link.backlog() > HIGH_WATER
+            for fd, what in self._poll(deadline, congested=congested):
                 if fd == self._link.sock.fileno():
-                    self._link.flush()
-                    said = self._channels.receive()
-                    if said is None:
+                    if not self._serve_link(what):
                         return False
-                    self._hear(said)
                 elif fd == self._process.ended:
                     deadline = time.monotonic() + DRAIN_TIME
-                elif fd == self._stdin and fd not in self._outputs:
-                    self._feed()
                 else:
-                    self._take(fd)
-                    self._feed()
+                    self._serve_stream(fd, what)
+            # Time in which the client's slowness kept us from reading doesn't count.
+            if deadline is not None and not congested and time.monotonic() >= deadline:
+                return True
         return True
 
-    def _poll(self, deadline: float | None, *, watch_end: bool) -> list[tuple[int, int]]:
+    def _poll(self, deadline: float | None, *, congested: bool) -> list[tuple[int, int]]:
         poll = select.poll()
-        congested = self._link.backlog() > HIGH_WATER
-        listening = len(self._pending) <= HIGH_WATER
-        poll.register(
-            self._link.sock,
-            (select.POLLIN if listening else 0) | (select.POLLOUT if self._link.backlog() else 0),
-        )
+        listening = len(self._pending) <= HIGH_WATER and self._link.backlog() <= DEAF_WATER
+        watch(poll, self._link, listening=listening)
         for fd in self._outputs:
             feed = select.POLLOUT if fd == self._stdin and self._pending else 0
             poll.register(fd, (0 if congested else select.POLLIN) | feed)
         if self._stdin >= 0 and self._stdin not in self._outputs:
             poll.register(self._stdin, select.POLLOUT if self._pending else 0)
-        if watch_end and self._process.ended >= 0:
+        if deadline is None:
             poll.register(self._process.ended, select.POLLIN)
-        return poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)
+        if listening and self._link.hidden():
+            return [*poll.poll(0), (self._link.sock.fileno(), select.POLLIN)]
+        draining = deadline is not None and not congested
+        wait = max(0.0, (deadline or 0.0) - time.monotonic()) if draining else self._idle
+        ready = poll.poll(wait * 1000 if draining or wait else None)
+        if not ready and not draining:
+            raise TimedOut(f"nothing was said on this stream for {self._idle:g} s")
+        return ready
+
+    def _serve_link(self, what: int) -> bool:
+        """Send what waits, hear what has come; False when the client has gone."""
+        self._link.flush()
+        if what & select.POLLIN:
+            said = self._channels.receive()
+            if said is None:
+                return False
+            self._hear(said)
+            return True
+        return not what & (select.POLLRDHUP | _FAULTS)
+
+    def _serve_stream(self, fd: int, what: int) -> None:
+        if fd in self._outputs and what & (select.POLLIN | _FAULTS):
+            self._take(fd)
+        if fd == self._stdin:
+            if fd not in self._outputs and what & _FAULTS:
+                self._pending.clear()  # the process has closed it
+                self._close_stdin()
+            else:
+                self._feed()
 
     def _hear(self, said: list[Said]) -> None:
         for channel, data, finished in said:
@@ -180,18 +209,22 @@ class Session:
     def _resize(self) -> None:
         """Sizes come as JSON objects, which may be cut anywhere."""
         decoder = json.JSONDecoder()
-        text = self._sizes.decode("utf-8", "replace").lstrip()
-        while text:
+        text = self._sizes.decode("utf-8", "replace")
+        # What stands before an object is no size.
+        while text := text[text.find("{") :] if "{" in text else "":
             try:
                 size, end = decoder.raw_decode(text)
             except ValueError:
                 break
-            text = text[end:].lstrip()
-            width, height = (size.get(key) for key in ("Width", "Height")) if isinstance(size, dict) else (None, None)
+            except RecursionError:
+                text = ""
+                break
+            text = text[end:]
+            width, height = size.get("Width"), size.get("Height")
             if isinstance(width, int) and isinstance(height, int) and 0 < width < 65536 and 0 < height < 65536:
                 try:
                     self._process.resize(width, height)
-                except SampanError:
+                except (SampanError, OSError):
                     pass  # it has ended
         self._sizes = text.encode()
 

@@ -1,28 +1,37 @@
 """The streaming server: CRI hands out a URL, a client opens it once, a thread serves the session.
 
-One thread a session, in one poll loop each: hundreds at once cost a few hundred kilobytes, and none can hold up
-another. The tokens in the URLs are the authorisation, as in every CRI runtime; TLS is an option.
+One thread a session, in one poll loop each: none can hold up another, and a session that is silent costs its stack.
+The tokens in the URLs are the authorisation, as in every CRI runtime; TLS is an option.
 """
 
-import os
+import logging
 import socket
 import ssl
 import threading
+import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from sampan.errors import SampanError, StageFailed
-from sampan.linux.process import pidfd_open
-from sampan.streaming import remote, upgrade
+from sampan.errors import SampanError, StageFailed, TimedOut, Unavailable
+from sampan.streaming import remote, targets, upgrade
 from sampan.streaming.channels import Channels, Said, SpdyChannels, Wanted, WebSocketChannels
 from sampan.streaming.forward import Forward
 from sampan.streaming.link import Link, PlainLink, WebSocketLink
+from sampan.streaming.pairs import ChannelPairs, Pairs, SpdyPairs
 from sampan.streaming.tokens import Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sampan.engine.engine import Engine
-    from sampan.engine.execs import AttachSession, ExecSession
+
+_LOG = logging.getLogger(__name__)
+
+#: Connections at once, those included that have not said yet what they want.
+MOST = 1024
+#: Seconds for the sessions to end when the server does.
+END_TIME = 5.0
+#: Seconds until a peer that answers nothing is asked whether it lives, between questions; how many go unanswered.
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 
 
 class _Waiting(NamedTuple):
@@ -44,17 +53,26 @@ class Server:
         port: Port to listen on; 0: one that is free.
         tls_cert: Certificate file; empty: no TLS.
         tls_key: Its key.
+        idle: Seconds without a byte in either direction after which a session ends; 0: never.
     """
 
-    def __init__(self, engine: "Engine", address: str, port: int, tls_cert: str = "", tls_key: str = "") -> None:
+    def __init__(
+        self,
+        engine: "Engine",
+        address: str,
+        port: int,
+        tls_cert: str = "",
+        tls_key: str = "",
+        idle: float = remote.IDLE_TIME,
+    ) -> None:
         self._engine = engine
         self._tokens: Tokens[_Waiting] = Tokens()
         self._address = (address, port)
-        self._tls: ssl.SSLContext | None = None
-        if tls_cert:
-            self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            self._tls.load_cert_chain(tls_cert, tls_key)
+        self._tls = _tls_context(tls_cert, tls_key) if tls_cert else None
+        self._idle = idle
         self._listener: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._clients: dict[threading.Thread, socket.socket] = {}
 
     def start(self) -> None:
         """Listen, and serve from a thread.
@@ -76,7 +94,7 @@ class Server:
         threading.Thread(target=self._accept, args=(listener,), name="streaming", daemon=True).start()
 
     def close(self) -> None:
-        """Take no more clients; sessions under way go on."""
+        """Take no more clients, and end the sessions under way as if their clients had gone."""
         listener, self._listener = self._listener, None
         if listener is not None:
             try:
@@ -84,6 +102,17 @@ class Server:
             except OSError:
                 pass
             listener.close()
+        deadline = time.monotonic() + END_TIME
+        with self._lock:
+            clients = dict(self._clients)
+            for sock in clients.values():
+                try:
+                    # Not SSLSocket's own, which forgets the TLS state under the thread that reads.
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                except OSError:
+                    pass
+        for thread in clients:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def exec(
         self, container_id: str, cmd: "Sequence[str]", *, tty: bool, stdin: bool, stdout: bool, stderr: bool
@@ -112,28 +141,54 @@ class Server:
         while True:
             try:
                 sock, _ = listener.accept()
-            except OSError:
+            except OSError as error:
                 if self._listener is not listener:
                     return
+                _LOG.warning("a streaming client was not taken: %s", error)
+                time.sleep(0.1)  # out of descriptors: others have to end first
                 continue
-            threading.Thread(target=self._serve, args=(sock,), name="stream", daemon=True).start()
+            thread = threading.Thread(target=self._serve, args=(sock,), name="stream", daemon=True)
+            with self._lock:
+                full = len(self._clients) >= MOST
+                if not full:
+                    self._clients[thread] = sock
+            if full:
+                sock.close()
+                continue
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads
+                _LOG.warning("a streaming client was not taken: %s", error)
+                self._forget(thread, sock)
+
+    def _forget(self, thread: threading.Thread, sock: socket.socket) -> None:
+        # Closed under the lock, so that close() never acts on a number that is another's by now.
+        with self._lock:
+            self._clients.pop(thread, None)
+            sock.close()
 
     def _serve(self, sock: socket.socket) -> None:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
             if self._tls is not None:
                 sock.settimeout(upgrade.REQUEST_TIME)
-                sock = self._tls.wrap_socket(sock, server_side=True)
+                secure = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+                sock = secure
+                with self._lock:
+                    self._clients[threading.current_thread()] = sock
+                secure.do_handshake()
             try:
                 request = upgrade.read_request(sock)
-                waiting = self._waiting(request)
-                self._session(sock, request, waiting)
+                self._session(sock, request, self._waiting(request))
             except upgrade.Refused as refusal:
                 upgrade.refuse(sock, refusal)
-        except OSError:
-            pass  # the client has gone
+        except OSError as error:
+            _LOG.debug("a streaming client has gone: %s", error)
         finally:
-            sock.close()
+            self._forget(threading.current_thread(), sock)
 
     def _waiting(self, request: upgrade.Request) -> _Waiting:
         kind, _, token = request.path.partition("?")[0].strip("/").partition("/")
@@ -164,136 +219,76 @@ class Server:
             said = remote.await_channels(link, channels)
             if said is not None:
                 self._join(link, channels, waiting, version, said)
+        except TimedOut as error:
+            channels.finish(remote.failure(error, version=version))
         finally:
             link.close()
 
     def _forward(self, sock: socket.socket, request: upgrade.Request, waiting: _Waiting, *, websocket: bool) -> None:
+        try:
+            netns = self._engine.pods.netns(waiting.target)
+        except SampanError as error:
+            raise upgrade.Refused(404, str(error)) from error
+        finally:
+            self._engine.store.release()
         link: Link
+        pairs: Pairs
         if websocket:
-            upgrade.to_websocket(sock, request, (upgrade.TUNNEL_PREFIX + upgrade.FORWARD_PROTOCOL,))
+            supported = (upgrade.TUNNEL_PROTOCOL, upgrade.CHANNEL_PROTOCOL)
+            protocol = upgrade.to_websocket(sock, request, supported)
             link = WebSocketLink(sock, request.early)
         else:
-            upgrade.to_spdy(sock, request, (upgrade.FORWARD_PROTOCOL,))
+            protocol = upgrade.to_spdy(sock, request, (upgrade.FORWARD_PROTOCOL,))
             link = PlainLink(sock, request.early)
+        if websocket and protocol != upgrade.TUNNEL_PROTOCOL:
+            pairs = ChannelPairs(link, list(waiting.ports))
+        else:
+            pairs = SpdyPairs(link, set(waiting.ports))
         try:
-            Forward(link, self._engine.pods.netns(waiting.target), list(waiting.ports)).run()
+            Forward(link, pairs, netns, self._idle).run()
+        except SampanError as error:
+            _LOG.warning("port-forward to pod %s ended: %s", waiting.target[:12], error)
         finally:
             link.close()
 
-    def _join(
-        self,
-        link: Link,
-        channels: Channels,
-        waiting: _Waiting,
-        version: str,
-        said: list[Said],
-    ) -> None:
-        start = _start_exec if waiting.kind == "exec" else _start_attach
+    def _join(self, link: Link, channels: Channels, waiting: _Waiting, version: str, said: list[Said]) -> None:
         try:
-            process, ends = start(self._engine, waiting)
+            process, ends = self._start(waiting)
+        except OSError as error:
+            channels.finish(remote.failure(StageFailed("make the streams", error), version=version))
+            return
         except SampanError as error:
             channels.finish(remote.failure(error, version=version))
             return
         try:
-            if remote.Session(link, channels, process, ends, waiting.wanted).run(said):
+            if remote.Session(link, channels, process, ends, self._idle).run(said):
                 channels.finish(remote.status(process.outcome(), version=version))
             else:
                 process.abandon()
         except SampanError as error:
+            process.abandon()
             channels.finish(remote.failure(error, version=version))
         finally:
             process.close()
 
-
-class _Command:
-    """A command as a session's process."""
-
-    def __init__(self, session: "ExecSession") -> None:
-        self._session = session
+    def _start(self, waiting: _Waiting) -> tuple[targets.Command | targets.Attached, remote.Ends]:
+        if self._listener is None:
+            raise Unavailable("the streaming server is ending")
         try:
-            self.ended = pidfd_open(session.pid)
-        except ProcessLookupError:
-            self.ended = -1
-
-    def resize(self, width: int, height: int) -> None:
-        self._session.resize(width, height)
-
-    def outcome(self) -> int:
-        return self._session.wait()
-
-    def abandon(self) -> None:
-        self._session.kill()
-
-    def close(self) -> None:
-        self._session.close()
-        ended, self.ended = self.ended, -1
-        if ended >= 0:
-            os.close(ended)
+            if waiting.kind == "exec":
+                return targets.start_command(self._engine, waiting.target, waiting.command, waiting.wanted)
+            return targets.attach(self._engine, waiting.target, waiting.wanted)
+        finally:
+            # A session may last for hours, and asks only the monitor from here on.
+            self._engine.store.release()
 
 
-class _Attached:
-    """A container's first process as a session's process; its end is no failure of the attach."""
-
-    def __init__(self, session: "AttachSession") -> None:
-        self._session = session
-        self.ended = session.fileno()
-
-    def resize(self, width: int, height: int) -> None:
-        self._session.resize(width, height)
-
-    def outcome(self) -> int:
-        return 0
-
-    def abandon(self) -> None:
-        """The container runs on."""
-
-    def close(self) -> None:
-        self._session.close()
-
-
-def _start_exec(engine: "Engine", waiting: _Waiting) -> tuple[_Command, remote.Ends]:
-    wanted = waiting.wanted
-    if wanted.tty:
-        session = engine.containers.exec(waiting.target, waiting.command, tty=True)
-        # A copy: the session's own is for window sizes, and both are closed at the end.
-        console = os.dup(session.console)
-        return _Command(session), remote.Ends(console if wanted.stdin else -1, console, -1)
-    ours, theirs = _pipes(wanted)
+def _tls_context(cert: str, key: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    # Without renegotiation a write never waits for something to read.
+    context.options |= ssl.OP_NO_RENEGOTIATION
     try:
-        session = engine.containers.exec(
-            waiting.target, waiting.command, stdin=theirs.stdin, stdout=theirs.stdout, stderr=theirs.stderr
-        )
-    except BaseException:
-        _close(ours)
-        raise
-    finally:
-        _close(theirs)
-    return _Command(session), ours
-
-
-def _start_attach(engine: "Engine", waiting: _Waiting) -> tuple[_Attached, remote.Ends]:
-    wanted = waiting.wanted
-    ours, theirs = _pipes(wanted._replace(stderr=wanted.stderr and not wanted.tty))
-    try:
-        session = engine.containers.attach(
-            waiting.target, stdin=theirs.stdin, stdout=theirs.stdout, stderr=theirs.stderr
-        )
-    except BaseException:
-        _close(ours)
-        raise
-    finally:
-        _close(theirs)
-    return _Attached(session), ours
-
-
-def _pipes(wanted: Wanted) -> tuple[remote.Ends, remote.Ends]:
-    """Our ends and the process's ends of the streams that are wanted."""
-    stdin = os.pipe2(os.O_CLOEXEC) if wanted.stdin else (-1, -1)
-    stdout = os.pipe2(os.O_CLOEXEC) if wanted.stdout else (-1, -1)
-    stderr = os.pipe2(os.O_CLOEXEC) if wanted.stderr else (-1, -1)
-    return remote.Ends(stdin[1], stdout[0], stderr[0]), remote.Ends(stdin[0], stdout[1], stderr[1])
-
-
-def _close(ends: remote.Ends) -> None:
-    for fd in set(ends) - {-1}:
-        os.close(fd)
+        context.load_cert_chain(cert, key)
+    except OSError as error:
+        raise StageFailed("load the certificate for streaming", error, path=f"{cert}, {key}") from error
+    return context
