@@ -120,7 +120,9 @@ class NativeHandler:
 
         directory = StateDir(self.root, container_id)
         record = directory.load()
-        return execute(directory, record, process, stdio, options or creation.Options())
+        if options is None:
+            options = creation.Options(seccomp_cache=self.seccomp_cache)
+        return execute(directory, record, process, stdio, options)
 
     def kill(self, container_id: str, signal: int, *, all: bool = False) -> None:
         """Signal the init, or with ``all`` each process of the container.
