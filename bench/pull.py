@@ -25,8 +25,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from isal import igzip
+from measure import Budget, Row
+
+if TYPE_CHECKING:
+    from run import Options
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -149,15 +154,27 @@ def run_skopeo_umoci(folder: Path, image: str) -> dict[str, float]:
     return {"seconds": time.perf_counter() - started, "rss": 0, "cpu": 0}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def rows(options: Options) -> list[Row]:
+    """For the table of all benchmarks: the figures of a few runs, against containerd alone."""
+    results = measure(arguments(["--runs", str(max(1, options.rounds // 7)), "--peers", "containerd"]))
+    middle = {name: statistics.median(run["seconds"] for run in runs) for name, runs in results.items()}
+    work = "pull and unpack 6 layers, 16,000 files"
+    return [Row(work, "s", middle.pop("sampan"), middle, Budget("containerd", 1 / 3))]
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--megabytes", type=int, default=560)
     parser.add_argument("--files", type=int, default=16_000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--root", default="/dev/shm", help="where stores and registry are made: a tmpfs, or a new ext4")
     parser.add_argument("--peers", default="containerd,skopeo+umoci")
-    options = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def measure(options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """The figures of each run of each contestant."""
     from registry_peers import docker_registry
 
     runners = {"sampan": run_sampan, "containerd": run_containerd, "skopeo+umoci": run_skopeo_umoci}
@@ -181,7 +198,7 @@ def main() -> None:
                     folder = work / f"{name}-{number}"
                     results[name].append(runners[name](folder, image))
                     shutil.rmtree(folder)
-        report(results)
+        return results
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -206,4 +223,4 @@ def report(results: dict[str, list[dict[str, float]]]) -> None:
 
 if __name__ == "__main__":
     os.umask(0o022)
-    main()
+    report(measure(arguments()))

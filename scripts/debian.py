@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Debian packages unpacked beside the machine: peers and test images use them and nothing is installed or started.
 
-Command line: ``scripts/debian.py peers NAME...`` makes the named peers' programs available in ``.work/bin``.
+Command line: ``scripts/debian.py peers NAME...`` makes the named peers' programs available in ``.work/bin``;
+``scripts/debian.py unpack PACKAGE...`` only unpacks.
 """
 
 from __future__ import annotations
@@ -124,9 +125,13 @@ def _run(command: list[str], cwd: Path | str | None = None) -> str:
 
 def main() -> None:
     """Runs the command line."""
-    if len(sys.argv) < 3 or sys.argv[1] != "peers" or shutil.which("apt-get") is None:
+    if len(sys.argv) < 3 or sys.argv[1] not in ("peers", "unpack") or shutil.which("apt-get") is None:
         raise SystemExit(__doc__)
-    link_peers(sys.argv[2:])
+    if sys.argv[1] == "peers":
+        link_peers(sys.argv[2:])
+    else:
+        for package in sys.argv[2:]:
+            unpack(package)
 
 
 if __name__ == "__main__":
