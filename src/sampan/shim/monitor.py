@@ -159,7 +159,8 @@ class Monitor:
     @property
     def _handler(self) -> Handler:
         if self._made_handler is None:
-            self._made_handler = ForkingHandler(self._options.make_handler())
+            light = self._options.handler.get("type") == "native" and not self._options.handler.get("systemd")
+            self._made_handler = ForkingHandler(self._options.make_handler(), light=light)
         return self._made_handler
 
     def _container(self, call: Call) -> Container:
