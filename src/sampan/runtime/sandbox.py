@@ -82,6 +82,7 @@ def create_sandbox(
     pause_cgroup: str = "",
     pause_resources: dict[str, Any] | None = None,
     systemd: bool = False,
+    enter: bool = False,
 ) -> Sandbox:
     """Make a pod's namespaces; the caller must be single-threaded.
 
@@ -98,6 +99,7 @@ def create_sandbox(
         pause_cgroup: Its cgroup, made where missing; empty for the caller's.
         pause_resources: Limits of that cgroup, ``linux.resources``.
         systemd: ``pause_cgroup`` is "slice:prefix:name".
+        enter: The caller is a process that ends after this: it may enter the namespaces itself, which saves a fork.
 
     Raises:
         InvalidInput: An unknown type, or a parameter of a namespace that is not the pod's.
@@ -113,7 +115,8 @@ def create_sandbox(
     try:
         if pause and pause_cgroup:
             making.prepare_cgroup(pause_cgroup, pause_resources or {}, systemd=systemd)
-        return making.run()
+        # A user namespace needs somebody outside who writes its mappings, and a PID namespace its first process.
+        return making.run_here() if enter and not wanted & {"user", "pid"} else making.run()
     except BaseException as error:
         stage, path = trace.stage, trace.path
         making.undo()
@@ -200,6 +203,24 @@ class _Making:
         trace.step("sandbox is made")
         return sandbox
 
+    def run_here(self) -> Sandbox:
+        """As :meth:`run`, in this very process, which then is in the namespaces."""
+        trace.step("make directory", self.directory)
+        os.makedirs(self.directory, 0o711, exist_ok=True)
+        trace.step("isolate sandbox")
+        prctl(PR_SET_DUMPABLE, 0)
+        trace.step("make namespaces")
+        flags = 0
+        for kind in self.wanted:
+            flags |= ns.KINDS[kind][0]
+        ns.unshare(flags)
+        self._set_up_inside()
+        sandbox = Sandbox()
+        for kind in self.wanted:
+            sandbox.paths[kind] = self._pin(kind)
+        trace.step("sandbox is made")
+        return sandbox
+
     def _follow(self, ours: Channel, *, until_program: bool = False) -> None:
         """Serve the child until it is ready, or until it is another program."""
         ready = False
@@ -226,7 +247,7 @@ class _Making:
         path = f"{self.directory}/{_FILES[kind]}"
         trace.step(f"pin {kind} namespace", path)
         self._pinned.append(path)
-        ns.pin(f"/proc/{self._pid}/ns/{_FILES[kind]}", path)
+        ns.pin(f"/proc/{self._pid or 'self'}/ns/{_FILES[kind]}", path)
         return path
 
     def _end_child(self) -> None:
@@ -292,6 +313,10 @@ class _Making:
         if "user" in self.wanted:
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
+        self._set_up_inside()
+
+    def _set_up_inside(self) -> None:
+        """What can be set from within only."""
         if self.hostname:
             trace.step(f"set hostname {self.hostname!r}")
             name = self.hostname.encode()

@@ -28,7 +28,7 @@ class PodNamespaces:
         from sampan.runtime.sandbox import create_sandbox  # a stand-alone container has no need of it
 
         def make() -> tuple[dict[str, Any], list[int]]:
-            made = create_sandbox(directory, kinds, **options)
+            made = create_sandbox(directory, kinds, enter=True, **options)
             return {"pause_pid": made.pause_pid, "paths": made.paths}, []
 
         body, _ = helper.run(make)
