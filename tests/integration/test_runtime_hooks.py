@@ -48,7 +48,7 @@ def test_all_hooks_run_in_order_with_the_state(box: Box, tmp_path: Path) -> None
     box.handler.delete(box.container_id)
     states = [json.loads((log / f"{number}-{kind}").read_text()) for number, kind in enumerate(KINDS)]
     assert [state["status"] for state in states] == [
-        "creating", "creating", "creating", "created", "running", "stopped",
+        "created", "creating", "creating", "created", "running", "stopped",
     ]  # fmt: skip
     assert all(state["id"] == box.container_id and state["bundle"] == str(box.bundle) for state in states)
     assert [state["pid"] for state in states] == [created.pid, created.pid, 1, 1, created.pid, 0]

@@ -103,10 +103,10 @@ class Policy:
         self.exceptions: dict[tuple[str, int, int], set[str]] = {}
 
     def writes(self) -> list[tuple[str, str]]:
-        """``(file, text)`` to be written to a v1 group, in order, whatever its rules were before."""
+        """``(file, text)`` to be written to a v1 group, whatever its rules were before; in the order of the list."""
         lines = [("devices.allow" if self.allow_all else "devices.deny", "a")]
         name = "devices.deny" if self.allow_all else "devices.allow"
-        for (kind, major, minor), letters in sorted(self.exceptions.items()):
+        for (kind, major, minor), letters in self.exceptions.items():
             access = "".join(letter for letter in "rwm" if letter in letters)
             lines.append((name, Rule(not self.allow_all, kind, major, minor, access).text()))
         return lines

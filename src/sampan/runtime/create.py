@@ -240,9 +240,9 @@ class Creation:
             users.write_maps(launch.pid, linux.get("uidMappings") or [], linux.get("gidMappings") or [])
 
         def run_hooks(_: int) -> None:
-            state = self._state("creating", launch.pid)
-            hooks.run("prestart", hooks_.get("prestart") or [], state)
-            hooks.run("createRuntime", hooks_.get("createRuntime") or [], state)
+            # The specification has prestart come when the environment is there, so "created", as crun has it.
+            hooks.run("prestart", hooks_.get("prestart") or [], self._state("created", launch.pid))
+            hooks.run("createRuntime", hooks_.get("createRuntime") or [], self._state("creating", launch.pid))
 
         def set_limits(_: int) -> None:
             for one in self.config["process"].get("rlimits") or []:
