@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runtime_bundle import Box
@@ -12,6 +13,7 @@ from sampan.errors import StageFailed
 from sampan.runtime import trace
 from sampan.runtime.handler import Stdio
 from sampan.runtime.sandbox import create_sandbox, destroy_sandbox
+from sampan.shim import helper
 
 pytestmark = pytest.mark.root
 
@@ -156,6 +158,47 @@ def test_a_failure_at_any_step_of_a_sandbox_leaves_nothing(box: Box) -> None:
         trace.hook = _FailAt(name)
         with pytest.raises(StageFailed, match="injected"):
             make()
+        trace.hook = None
+        assert _everything(box) == before, name
+        assert not os.path.exists(directory), name
+
+
+def test_a_failure_at_any_step_of_a_sandbox_made_in_a_helper_leaves_nothing(box: Box) -> None:
+    directory = str(box.directory / "ns")
+
+    def make() -> tuple[dict[str, Any], list[int]]:
+        trace.start()
+        create_sandbox(
+            directory,
+            ["network", "ipc", "uts"],
+            hostname="pod",
+            sysctls={"net.ipv4.ip_forward": "1"},
+            enter=True,
+        )
+        return {"steps": [name for _, name, _, _ in trace.take()]}, []
+
+    def in_helper() -> list[str]:
+        try:
+            body, _ = helper.run(make)
+        finally:
+            try:
+                os.waitpid(-1, 0)  # the helper; its maker's event loop reaps it otherwise
+            except ChildProcessError:
+                pass
+        steps: list[str] = body["steps"]
+        return steps
+
+    own = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "ipc", "uts")}
+    steps = in_helper()
+    for kind, mine in own.items():
+        assert os.readlink(f"/proc/self/ns/{kind}") == mine
+        assert f"{kind}:[{os.stat(f'{directory}/{kind}').st_ino}]" != mine
+    destroy_sandbox(directory)
+    before = _everything(box)
+    for name in dict.fromkeys(steps[: steps.index("sandbox is made")]):
+        trace.hook = _FailAt(name)
+        with pytest.raises(StageFailed, match="injected"):
+            in_helper()
         trace.hook = None
         assert _everything(box) == before, name
         assert not os.path.exists(directory), name

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 #: What a monitor may come to need; imported once here, shared by all.
 PRELOADED = (
+    "_blake2",
     "fcntl",
     "sampan.cgroup",
     "sampan.linux.pty",
