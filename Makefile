@@ -45,6 +45,7 @@ integration: ## Tests on the real kernel, as root.
 conformance: ## critest and crictl against `sampan daemon` (RUNTIME_ENDPOINT=unix://… for another runtime). Needs Go.
 	@scripts/setup conformance
 	@$(PYTHON) tests/conformance/run.py $(CONFORMANCE)
+	@$(PYTHON) tests/conformance/runtime_tools.py
 	@$(PYTHON) tests/conformance/crictl.py
 
 bench: ## Measure side by side with runc and containerd, print ratios beside the budgets.

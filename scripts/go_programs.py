@@ -4,7 +4,7 @@
 ``go install`` refuses modules with replace directives, and a test binary can't be installed at all: so a module's
 source is copied out of the module cache and built there, with the module's own go.sum. Versions are in versions.env.
 
-Command line: ``scripts/go_programs.py cri-tools|containerd|runc`` prints the folder with the programs.
+Command line: ``scripts/go_programs.py cri-tools|containerd|runc|runtime-tools`` prints the folder with the programs.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Program:
     package: str
     test: bool = False
     tags: str = ""
+    static: bool = False
 
 
 MODULES: dict[str, tuple[str, str, tuple[Program, ...]]] = {
@@ -51,7 +52,16 @@ MODULES: dict[str, tuple[str, str, tuple[Program, ...]]] = {
         ),
     ),
     "runc": ("github.com/opencontainers/runc", "RUNC", (Program("runc", ".", tags="seccomp"),)),
+    # It runs inside containers, beside a root file system of musl or none.
+    "runtime-tools": (
+        "github.com/opencontainers/runtime-tools",
+        "RUNTIME_TOOLS",
+        (Program("runtimetest", "./cmd/runtimetest", static=True),),
+    ),
 }
+
+#: Module -> folder of which each package is a program too, and what else of the module its programs need beside them.
+WHOLE_FOLDERS: dict[str, tuple[str, str]] = {"runtime-tools": ("validation", "rootfs-*.tar.gz")}
 
 
 def have_go() -> bool:
@@ -80,14 +90,24 @@ def build(name: str) -> Path:
         _run(["chmod", "-R", "u+w", str(source)])
         built = Path(scratch) / "built"
         built.mkdir()
-        for program in programs:
+        for program in (*programs, *_more_programs(name, source)):
             verb = ["test", "-c"] if program.test else ["build"]
             # The version that `crictl --version` and critest print is set by the linker.
             flags = f"-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version={version}"
             command = ["go", *verb, "-trimpath", "-buildvcs=false", "-ldflags", flags, "-tags", program.tags]
-            _run([*command, "-o", str(built / program.name), program.package], cwd=source)
+            _run([*command, "-o", str(built / program.name), program.package], cwd=source, static=program.static)
+        for file in source.glob(WHOLE_FOLDERS[name][1]) if name in WHOLE_FOLDERS else ():
+            shutil.copy(file, built)
         built.rename(folder)
     return folder
+
+
+def _more_programs(name: str, source: Path) -> list[Program]:
+    if name not in WHOLE_FOLDERS:
+        return []
+    folder = source / WHOLE_FOLDERS[name][0]
+    packages = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "util")
+    return [Program(path.name, f"./{path.relative_to(source)}") for path in packages]
 
 
 def _download(module: str) -> str:
@@ -96,8 +116,10 @@ def _download(module: str) -> str:
     return str(json.loads(result)["Dir"])
 
 
-def _run(command: list[str], cwd: Path | None = None) -> str:
+def _run(command: list[str], cwd: Path | None = None, *, static: bool = False) -> str:
     environment = {**os.environ, "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local", "GOWORK": "off"}
+    if static:
+        environment["CGO_ENABLED"] = "0"
     result = subprocess.run(
         command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
