@@ -110,7 +110,9 @@ def world(folder: Path) -> Iterator[World]:
         in_kubernetes = made.engine("k8s.io")
         in_kubernetes.images.pull(made.image)
         in_kubernetes.close()
-        yield made
-        made.remove_everything()
+        try:
+            yield made
+        finally:
+            made.remove_everything()
     finally:
         server.close()
