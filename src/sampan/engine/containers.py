@@ -77,9 +77,11 @@ class Containers:
             record = self.get(container_id)
             if record.state != "created":
                 raise WrongState(f"container {record.id[:12]} is {record.state}, not created")
+            # Taken before: a short program may have ended by the time that start() returns.
+            started_at = time.time_ns()
             engine.monitor(record.pod_id).start(record.id)
             record.state = "running"
-            record.started_at = time.time_ns()
+            record.started_at = started_at
             with engine.store.transaction():
                 engine.container_records.put(record.id, record)
                 engine.events.append("started", container_id=record.id, pod_id=record.pod_id)
