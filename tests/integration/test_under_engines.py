@@ -142,11 +142,11 @@ def test_podman_limits_execs_logs_and_removes(podman: Podman) -> None:
 
 def test_podman_gives_terminals(podman: Podman) -> None:
     shown = _run_on_terminal([*podman.command, "run", "--rm", "-t", *podman.options(), IMAGE, "tty"])
-    assert shown.splitlines()[-1] == "/dev/pts/0"
+    assert "/dev/pts/0" in shown.splitlines(), shown
     container = podman("run", "-d", *podman.options(), IMAGE, "sleep", "100")
     shown = _run_on_terminal([*podman.command, "exec", "-t", container, "tty"])
-    # Before it there may be a warning of a limit that root may not raise on this machine.
-    assert shown.splitlines()[-1].startswith("/dev/pts/")
+    # Beside it there may be a warning of a limit that root may not raise on this machine.
+    assert any(line.startswith("/dev/pts/") for line in shown.splitlines()), shown
 
 
 def test_podman_pauses_and_kills(podman: Podman) -> None:
