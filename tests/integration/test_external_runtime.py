@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sampan.errors import AlreadyExists, NotFound, SampanError, WrongState
-from sampan.linux.process import become_subreaper
+from sampan.linux.process import PR_SET_CHILD_SUBREAPER, become_subreaper, prctl
 from sampan.runtime.external import ExternalHandler
 from sampan.runtime.handler import Stdio
 
@@ -40,8 +40,22 @@ class Bundle:
 
 
 @pytest.fixture(autouse=True)
-def subreaper() -> None:
+def subreaper() -> Iterator[None]:
+    """The caller of an external runtime adopts its containers: while a test of it runs, and no orphan after."""
+    before = children()
     become_subreaper()
+    yield
+    prctl(PR_SET_CHILD_SUBREAPER, 0)
+    for pid in children() - before:
+        try:
+            os.waitpid(pid, 0)
+        except ChildProcessError:
+            continue
+
+
+def children() -> set[int]:
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return {int(pid) for pid in file.read().split()}
 
 
 @pytest.fixture

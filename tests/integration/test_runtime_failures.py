@@ -26,17 +26,20 @@ def box(tmp_path: Path) -> Iterator[Box]:
     made.discard()
 
 
+def _children() -> set[int]:
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return {int(pid) for pid in file.read().split()}
+
+
 def _everything(box: Box) -> dict[str, object]:
     """What could be left, as this process sees it."""
     with open("/proc/self/mountinfo") as file:
         # Other tests may run beside this one.
         mounts = [line for line in file if str(box.directory) in line]
-    with open(f"/proc/self/task/{os.getpid()}/children") as file:
-        children = file.read()
     state = box.handler.root
     return {
         "mounts": mounts,
-        "children": children,
+        "children": _children(),
         "descriptors": len(os.listdir("/proc/self/fd")),
         "state": os.listdir(state) if os.path.isdir(state) else [],
         "cgroups": [
@@ -178,13 +181,12 @@ def test_a_failure_at_any_step_of_a_sandbox_made_in_a_helper_leaves_nothing(box:
         return {"steps": [name for _, name, _, _ in trace.take()]}, []
 
     def in_helper() -> list[str]:
+        others = _children()
         try:
             body, _ = helper.run(make)
         finally:
-            try:
-                os.waitpid(-1, 0)  # the helper; its maker's event loop reaps it otherwise
-            except ChildProcessError:
-                pass
+            for pid in _children() - others:
+                os.waitpid(pid, 0)  # the helper; its maker's event loop reaps it otherwise
         steps: list[str] = body["steps"]
         return steps
 
