@@ -6,11 +6,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from machine_state import MachineState, settled_since
 
 TESTS = Path(__file__).parent
 LEFT = pytest.StashKey[str]()
+
+# A slow machine is no fault of the code; and a change is judged by the same examples at each try.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("steady")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
