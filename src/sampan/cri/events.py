@@ -1,4 +1,8 @@
-"""GetContainerEvents: what happens to pods and containers, in sequence, from the engine's durable record."""
+"""GetContainerEvents: what happens to pods and containers, in sequence, from the engine's durable record.
+
+A kubelet that comes back is told first what happened while it was away, also if it was we who were away. It takes no
+event without the pod's status, so that an event of a pod that is gone has the last one.
+"""
 
 from collections.abc import Iterator
 
@@ -7,7 +11,7 @@ import grpc
 from sampan.cri import api_pb2 as pb
 from sampan.cri import container_messages, pod_messages
 from sampan.engine.engine import Engine
-from sampan.engine.model import Event
+from sampan.engine.model import Event, PodRecord
 from sampan.errors import NotFound
 
 #: An event of the engine -> events of the interface. Running out of memory is told by the stop that follows it.
@@ -21,7 +25,7 @@ _KINDS: dict[str, tuple[pb.ContainerEventType.ValueType, ...]] = {
     "pod-deleted": (pb.CONTAINER_DELETED_EVENT,),
 }
 #: Seconds after which a follower looks whether its client is still there.
-_LOOK = 30.0
+_LOOK = 5.0
 
 
 class Events:
@@ -37,19 +41,21 @@ class Events:
     def get_container_events(
         self, _request: pb.GetEventsRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.ContainerEventResponse]:
-        """Events from now on, until the client leaves."""
-        subscription = self._engine.events.subscribe()
-        if not context.add_callback(subscription.close):
-            return
+        """Events until the client leaves, from where one that left a short while ago stopped, or from now on."""
+        follower = self._engine.events.follow()
         try:
+            if not context.add_callback(follower.close):
+                return
             # The headers tell the client that the subscription stands: what it causes from now on, it will be told.
             context.send_initial_metadata(())
             while context.is_active():
-                event = subscription.get(_LOOK)
+                event = follower.get(_LOOK)
                 if event is not None:
                     yield from self._messages(event)
+                if context.is_active():
+                    follower.handed() if event is not None else follower.alive()
         finally:
-            subscription.close()
+            follower.leave()
 
     def _messages(self, event: Event) -> Iterator[pb.ContainerEventResponse]:
         for kind in _KINDS.get(event.kind, ()):
@@ -58,12 +64,16 @@ class Events:
                 container_event_type=kind,
                 created_at=event.time,
             )
-            try:
-                pod = self._engine.pods.get(event.pod_id)
-                containers = self._engine.containers.list(pod_id=pod.id)
-            except NotFound:
-                pass
-            else:
+            pod = self._pod(event)
+            if pod is not None:
                 message.pod_sandbox_status.CopyFrom(pod_messages.status(pod))
+                containers = self._engine.containers.list(pod_id=pod.id)
                 message.containers_statuses.extend(container_messages.status(each, None) for each in containers)
             yield message
+
+    def _pod(self, event: Event) -> PodRecord | None:
+        """The pod that an event is about, as it is or was at last."""
+        try:
+            return self._engine.pods.get(event.pod_id)
+        except NotFound:
+            return self._engine.events.removed_pod(event.pod_id, event.sequence - 1)

@@ -65,7 +65,7 @@ class Engine:
         self.networks = network.load(
             config.cni_conf_dir, state_dir=f"{config.root}/network", bin_dirs=config.cni_plugin_dirs, default=True
         )
-        self.events = Events(self.store.events, namespace)
+        self.events = Events(self.store.events, namespace, self.store.records(namespace, "followers"))
         self.pod_records = Records(self.store.records(namespace, "pods"), PodRecord, "pod")
         self.container_records = Records(self.store.records(namespace, "containers"), ContainerRecord, "container")
         self.images = Images(self)

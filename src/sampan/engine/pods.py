@@ -204,8 +204,9 @@ class Pods:
         with engine.locks.hold(pod.id):
             shutil.rmtree(engine.layout.pod(pod.id), ignore_errors=True)
             with engine.store.transaction():
+                pod = engine.pod_records.get(pod.id)
                 engine.pod_records.delete(pod.id)
-                engine.events.append("pod-deleted", pod_id=pod.id)
+                engine.events.append("pod-deleted", pod_id=pod.id, pod=pod)
 
     def get(self, pod_id: str) -> PodRecord:
         """The pod whose id is or begins with ``pod_id``.

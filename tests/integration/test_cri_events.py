@@ -1,0 +1,164 @@
+"""GetContainerEvents over reconnects and crashes: who comes back is told what happened meanwhile, in sequence."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import oci_image
+import pytest
+import test_images
+from cri_daemon import Daemon, private_daemon
+from local_registry import LocalRegistry
+
+from sampan.cri import api_pb2 as pb
+
+pytestmark = pytest.mark.root
+
+CREATED, STARTED = pb.CONTAINER_CREATED_EVENT, pb.CONTAINER_STARTED_EVENT
+STOPPED, DELETED = pb.CONTAINER_STOPPED_EVENT, pb.CONTAINER_DELETED_EVENT
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with (
+        LocalRegistry(tmp_path_factory.mktemp("registry") / "data") as registry,
+        private_daemon("sampancri6", "10.89.78.0/24") as daemon,
+    ):
+        oci_image.push(test_images.busybox_image(Path("/bin/busybox")), registry.address, "demo/busybox", "1")
+        daemon.start()
+        daemon.image = pb.ImageSpec(image=f"{registry.host}/demo/busybox:1")  # type: ignore[attr-defined]
+        daemon.images.PullImage(pb.PullImageRequest(image=daemon.image))  # type: ignore[attr-defined]
+        yield daemon
+
+
+@pytest.fixture
+def daemon(shared: Daemon) -> Iterator[Daemon]:
+    yield shared
+    shared.remove_pods()
+
+
+class Follower:
+    """A client that follows events from a thread."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.events: list[pb.ContainerEventResponse] = []
+        self._more = threading.Condition()
+        self._stream = daemon.runtime.GetContainerEvents(pb.GetEventsRequest())
+        self._stream.initial_metadata()
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            for event in self._stream:
+                with self._more:
+                    self.events.append(event)
+                    self._more.notify_all()
+        except grpc.RpcError:
+            return
+
+    def until(self, object_id: str, kind: int) -> list[tuple[str, int]]:
+        """All events so far, once that one is among them."""
+        with self._more:
+            assert self._more.wait_for(lambda: (object_id, kind) in self.kinds(), timeout=15), self.kinds()
+            return self.kinds()
+
+    def kinds(self) -> list[tuple[str, int]]:
+        return [(event.container_id, event.container_event_type) for event in self.events]
+
+    def leave(self) -> None:
+        self._stream.cancel()
+        self._thread.join(timeout=10)
+
+
+def run_pod(daemon: Daemon, name: str) -> str:
+    config = pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata(name=name, uid="u", namespace="n"))
+    return str(daemon.runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=config)).pod_sandbox_id)
+
+
+def run_container(daemon: Daemon, pod: str, *command: str) -> str:
+    config = pb.ContainerConfig(
+        metadata=pb.ContainerMetadata(name="c"),
+        image=daemon.image,  # type: ignore[attr-defined]
+        command=command,
+    )
+    request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=config)
+    container = str(daemon.runtime.CreateContainer(request).container_id)
+    daemon.runtime.StartContainer(pb.StartContainerRequest(container_id=container))
+    return container
+
+
+def remove_pod(daemon: Daemon, pod: str) -> None:
+    daemon.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
+
+
+def holds_in_sequence(found: list[tuple[str, int]], wanted: list[tuple[str, int]]) -> bool:
+    """Whether all of ``wanted`` is in ``found``, in that order."""
+    rest = iter(found)
+    return all(each in rest for each in wanted)
+
+
+def test_who_comes_back_is_told_what_it_missed_with_the_last_status_of_what_is_gone(daemon: Daemon) -> None:
+    first = Follower(daemon)
+    before = run_pod(daemon, "before")
+    first.until(before, STARTED)
+    first.leave()
+
+    missed = run_pod(daemon, "missed")
+    container = run_container(daemon, missed, "true")
+    remove_pod(daemon, missed)
+
+    second = Follower(daemon)
+    found = second.until(missed, DELETED)
+    wanted: list[tuple[str, int]] = [
+        (missed, CREATED),
+        (missed, STARTED),
+        (container, CREATED),
+        (container, STARTED),
+        (container, STOPPED),
+    ]
+    wanted += [(missed, STOPPED), (container, DELETED), (missed, DELETED)]
+    assert holds_in_sequence(found, wanted)
+    about = [event for event in second.events if event.container_id in (missed, container)]
+    assert {event.pod_sandbox_status.metadata.name for event in about} == {"missed"}
+    assert [event.created_at for event in second.events] == sorted(event.created_at for event in second.events)
+
+    after = run_pod(daemon, "after")
+    second.until(after, STARTED)
+    second.leave()
+
+
+def test_a_second_follower_costs_the_first_nothing(daemon: Daemon) -> None:
+    first, second = Follower(daemon), Follower(daemon)
+    pod = run_pod(daemon, "both")
+    assert first.until(pod, STARTED)[-2:] == [(pod, CREATED), (pod, STARTED)]
+    assert second.until(pod, STARTED)[-2:] == [(pod, CREATED), (pod, STARTED)]
+    second.leave()
+    remove_pod(daemon, pod)
+    first.until(pod, DELETED)
+    first.leave()
+
+
+def test_what_happens_while_the_daemon_is_dead_is_told_to_who_followed_it(daemon: Daemon) -> None:
+    pod = run_pod(daemon, "crash")
+    container = run_container(daemon, pod, "sleep", "1000")
+    follower = Follower(daemon)
+    answer = daemon.runtime.ContainerStatus(pb.ContainerStatusRequest(container_id=container, verbose=True))
+    pidfd = os.pidfd_open(json.loads(answer.info["info"])["pid"])
+    daemon.kill()
+    follower.leave()
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.close(pidfd)
+    daemon.start()
+    back = Follower(daemon)
+    back.until(container, STOPPED)
+    told = next(e for e in back.events if (e.container_id, e.container_event_type) == (container, STOPPED))
+    (status,) = told.containers_statuses
+    assert (status.state, status.exit_code) == (pb.CONTAINER_EXITED, 137)
+    remove_pod(daemon, pod)
+    back.until(pod, DELETED)
+    back.leave()
