@@ -165,6 +165,50 @@ class TestPackets:
         with one.serve(80):
             assert two.ask("10.96.0.1", 80) == source
 
+    def test_conditions_keep_packets_from_a_host_port(self, machine: Machine, tmp_path: Path) -> None:
+        conf = json.loads(json.dumps(DUAL))
+        conf["plugins"][1] |= {"conditionsV4": ["!", "-d", "192.168.77.9/32"], "conditionsV6": ["!", "-d", "fd77::/64"]}
+        nets, one, other = networks(tmp_path, conf), machine.place(), machine.neighbour()
+        machine.run("ip addr add 192.168.77.9/24 dev up0")
+        join(nets, one, "one", PortMapping(80, 8080), PortMapping(81, 8081), PortMapping(82, 8082, "tcp", "0.0.0.0"))
+        with one.serve(80), one.serve(81, family=socket.AF_INET6), one.serve(82):
+            assert other.reaches("192.168.77.1", 8080)
+            assert not other.reaches("192.168.77.9", 8080)
+            assert other.reaches("192.168.77.1", 8082)
+            assert not other.reaches("192.168.77.9", 8082)
+            assert not other.reaches("fd77::1", 8081)
+            machine.run("nft flush ruleset")
+            network.reconcile(nets, {"one"})
+            assert other.reaches("192.168.77.1", 8080)
+            assert not other.reaches("192.168.77.9", 8080)
+        network.detach(nets, "one", netns_ends=False)
+        assert network_world.nft_elements(machine, nets) == {}
+        assert network.tidy(nets)
+        assert machine.run("nft list tables") == ""
+
+    @pytest.mark.parametrize("hidden", [False, True])
+    def test_everything_masqueraded(self, machine: Machine, tmp_path: Path, hidden: bool) -> None:
+        conf = json.loads(json.dumps(DUAL))
+        conf["plugins"][1]["masqAll"] = hidden
+        nets, one, other = networks(tmp_path, conf), machine.place(), machine.neighbour()
+        join(nets, one, "one", PortMapping(80, 8080))
+        with one.serve(80):
+            assert other.ask("192.168.77.1", 8080) == ("10.123.0.1" if hidden else "192.168.77.2")
+
+    def test_an_overlapping_subnet_of_another_network(self, machine: Machine, tmp_path: Path) -> None:
+        inner = json.loads(json.dumps(DUAL).replace("dual", "inner").replace("10.123.0.0/24", "10.123.0.128/25"))
+        inner["plugins"][0].update(isDefaultGateway=False, isGateway=False)
+        inner["plugins"][0]["ipam"]["ranges"].pop()
+        nets, pod = networks(tmp_path, DUAL, inner), machine.place()
+        join(nets, machine.place(), "one")
+        with pytest.raises(WrongState, match=r"10\.123\.0\.128/25 overlaps 10\.123\.0\.0/24 .*another subnet"):
+            join(nets, pod, "two", networks=("inner",))
+        assert [link["ifname"] for link in pod.ip("link show")] == ["lo"]
+        # Once nobody is on the other one it is no obstacle.
+        network.detach(nets, "one")
+        join(nets, pod, "two", networks=("inner",))
+        network.check(nets, "two")
+
 
 class TestLeaving:
     def test_nothing_is_left(self, machine: Machine, tmp_path: Path) -> None:

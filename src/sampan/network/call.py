@@ -4,6 +4,7 @@ A :class:`Session` holds the sockets that the plugins of one attachment share; a
 """
 
 import os
+import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
@@ -94,7 +95,7 @@ class Session:
         """Our table."""
         return nft.Table(self.state.table)
 
-    def put_elements(self, elements: Sequence[Element], chains: Callable[[], str] | None) -> None:
+    def put_elements(self, elements: Sequence[Element]) -> None:
         """Add elements to our table, which is made when it is not there; the state's transaction must be held."""
         for _ in range(3):
             try:
@@ -102,11 +103,17 @@ class Session:
                 return
             except FileNotFoundError:
                 bridge = elements[0].family == NFPROTO_BRIDGE
-                nft.run(nft.skeleton(self.state.table, bridge=bridge) + (chains() if chains else ""))
+                nft.run(nft.skeleton(self.state.table, bridge=True) if bridge else _whole_table(self.state))
             except FileExistsError:
                 # Nobody's by the record: left by a process that died before it could commit.
                 self.nft.delete(elements)
         self.nft.add(elements)
+
+
+def _whole_table(state: State) -> str:
+    from sampan.network.masquerade import skeleton
+
+    return skeleton(state)
 
 
 class Call:
@@ -150,24 +157,28 @@ class Call:
             raise InvalidInput(f"plugin {self.plugin} must come after one that makes an interface", field="prevResult")
         return decode(document, Result, at="prevResult")
 
-    def rules(self, elements: Sequence[Element], chains: Callable[[], str] | None = None) -> None:
+    def rules(self, elements: Sequence[Element], prepare: Callable[[sqlite3.Connection], None] | None = None) -> None:
         """Put elements into our table under this call's owner; the table is made when it is not there.
 
         Args:
             elements: What to add, all or none.
-            chains: nft commands that make the chains which the elements jump to, asked for when one is missing.
+            prepare: What is to be done before, in the same transaction of the state.
         """
-        self._put(self.owner, elements, chains)
+        self._put(self.owner, elements, prepare)
 
     def shared_rules(self, elements: Sequence[Element]) -> None:
         """Put elements into our table that stay: those of a bridge, which its pods share."""
         self._put(SHARED, elements, None)
 
-    def _put(self, owner: Owner, elements: Sequence[Element], chains: Callable[[], str] | None) -> None:
+    def _put(
+        self, owner: Owner, elements: Sequence[Element], prepare: Callable[[sqlite3.Connection], None] | None
+    ) -> None:
         with self.session.state.transaction() as database:
             self.session.state.record_rules(database, owner, self.plugin, elements)
             try:
-                self.session.put_elements(elements, chains)
+                if prepare is not None:
+                    prepare(database)
+                self.session.put_elements(elements)
             except OSError as error:
                 raise StageFailed(f"add rules of {self.plugin} for {self.owner.container}", error) from error
 

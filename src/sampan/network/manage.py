@@ -7,7 +7,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 import msgspec
 
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, WrongState
-from sampan.network import config, execution, nft, plugins
+from sampan.network import config, execution, masquerade, nft, plugins
 from sampan.network.attach import detach
 from sampan.network.call import Session
 from sampan.network.config import NetworkList, Networks
@@ -15,7 +15,7 @@ from sampan.network.interface import MADE_BRIDGE
 from sampan.network.rtnl import Rtnl
 from sampan.network.state import Owner, State
 from sampan.wire import rtnetlink
-from sampan.wire.nfnetlink import NFPROTO_BRIDGE, NFPROTO_INET, Element
+from sampan.wire.nfnetlink import NFPROTO_BRIDGE, NFPROTO_INET
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -111,23 +111,21 @@ def _reconcile_rules(networks: Networks) -> tuple[int, int]:
     state = networks.state
     with Session(state, "") as session, state.transaction():
         recorded = {(e.family, e.set_name, e.key): e for e in state.rules()}
-        present: dict[tuple[int, str, bytes], Element] = {}
-        for set_name in nft.SETS:
-            for element in session.nft.elements(set_name):
-                present[NFPROTO_INET, set_name, element.key] = element
-        stray = [element for key, element in present.items() if key not in recorded]
-        lost = [element for key, element in recorded.items() if key not in present and key[0] == NFPROTO_INET]
-        if stray:
-            session.nft.delete(stray)
-        if lost:
-            _restore(session, lost)
-        return len(stray), len(lost)
-
-
-def _restore(session: Session, lost: list[Element]) -> None:
-    from sampan.network.masquerade import recorded_chains
-
-    session.put_elements(lost, lambda: recorded_chains(session.state))
+        removed = restored = 0
+        for family, sets in ((NFPROTO_INET, nft.SETS), (NFPROTO_BRIDGE, nft.BRIDGE_SETS)):
+            present = {
+                (family, set_name, element.key): element
+                for set_name in sets
+                for element in session.nft.elements(set_name, family)
+            }
+            stray = [element for key, element in present.items() if key not in recorded]
+            lost = [element for key, element in recorded.items() if key not in present and key[0] == family]
+            if stray:
+                session.nft.delete(stray)
+            if lost:
+                session.put_elements(lost)
+            removed, restored = removed + len(stray), restored + len(lost)
+        return removed, restored
 
 
 def tidy(networks: Networks) -> bool:
@@ -144,6 +142,7 @@ def tidy(networks: Networks) -> bool:
         if state.in_use():
             return False
         state.forget_rules(database, state.rules())
+        masquerade.forget(state, database)
         for family in (NFPROTO_INET, NFPROTO_BRIDGE):
             session.nft.delete_table(family)
         ports = {link.master for link in session.host.links()}

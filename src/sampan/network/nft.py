@@ -4,7 +4,7 @@
 
     table inet sampan
       prerouting, output   (dstnat)  fib daddr local -> host_ports: a map lookup of (address,) protocol, port
-      postrouting          (srcnat)  what host_ports turned back -> masquerade; ip saddr -> its subnet's chain
+      postrouting          (srcnat)  what host_ports turned back -> masquerade; what leaves its subnet -> masquerade
       guard                (raw)     packets for 127.0.0.0/8 that came over a bridge of ours -> drop (CVE-2020-8558)
       forward              (filter)  bridges that are isolated from each other
     table bridge sampan
@@ -15,7 +15,10 @@ by 127.0.0.1) must be masqueraded, and nothing that another DNAT (kube-proxy's) 
 0x2000 of the packet's mark, the bit that the standard portmap plugin uses for the same.
 
 A pod's rules are elements (:class:`sampan.wire.nfnetlink.Element`): constant time to add, to delete and to match, in
-one batch that happens wholly or not at all. Nobody else's table is read or written.
+one batch that happens wholly or not at all. They are of plain sets and of maps to addresses: at each new element that
+jumps to a chain the kernel walks all elements of all such maps (nft_chain_validate()), so only the rare conditions of
+host ports do. What is a subnet's stands in the interval sets ``subnets4`` and ``subnets6``. Nobody else's table is
+written.
 
 The skeleton goes through libnftables, by ctypes; where the library is missing through the ``nft`` program.
 """
@@ -45,10 +48,17 @@ add map inet {table} ports4 { type inet_proto . inet_service : ipv4_addr . inet_
 add map inet {table} ports6 { type inet_proto . inet_service : ipv6_addr . inet_service; }
 add map inet {table} hostports4 { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }
 add map inet {table} hostports6 { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }
-add map inet {table} sources4 { type ipv4_addr : verdict; }
-add map inet {table} sources6 { type ipv6_addr : verdict; }
-add map inet {table} hairpin4 { type ipv4_addr : verdict; }
-add map inet {table} hairpin6 { type ipv6_addr : verdict; }
+add map inet {table} gates { type inet_proto . inet_service : verdict; }
+add map inet {table} gates4 { type ipv4_addr . inet_proto . inet_service : verdict; }
+add map inet {table} gates6 { type ipv6_addr . inet_proto . inet_service : verdict; }
+add set inet {table} sources4 { type ipv4_addr; }
+add set inet {table} sources6 { type ipv6_addr; }
+add set inet {table} hairpin4 { type ipv4_addr; }
+add set inet {table} hairpin6 { type ipv6_addr; }
+add set inet {table} hidden4 { type ipv4_addr; }
+add set inet {table} hidden6 { type ipv6_addr; }
+add set inet {table} subnets4 { type ipv4_addr . ipv4_addr; flags interval; }
+add set inet {table} subnets6 { type ipv6_addr . ipv6_addr; flags interval; }
 add set inet {table} mapped { type inet_proto . inet_service; }
 add set inet {table} mapped4 { type ipv4_addr . inet_proto . inet_service; }
 add set inet {table} mapped6 { type ipv6_addr . inet_proto . inet_service; }
@@ -72,6 +82,9 @@ flush chain inet {table} output
 flush chain inet {table} postrouting
 flush chain inet {table} guard
 flush chain inet {table} forward
+add rule inet {table} host_ports ip daddr . meta l4proto . th dport vmap @gates4
+add rule inet {table} host_ports ip6 daddr . meta l4proto . th dport vmap @gates6
+add rule inet {table} host_ports meta l4proto . th dport vmap @gates
 add rule inet {table} host_ports meta l4proto . th dport @mapped meta mark set meta mark or 0x2000
 add rule inet {table} host_ports ip daddr . meta l4proto . th dport @mapped4 meta mark set meta mark or 0x2000
 add rule inet {table} host_ports ip6 daddr . meta l4proto . th dport @mapped6 meta mark set meta mark or 0x2000
@@ -85,10 +98,14 @@ add rule inet {table} postrouting ct status dnat meta mark and 0x2000 == 0x2000 
 add rule inet {table} turned ip saddr 127.0.0.0/8 ip daddr @loopback masquerade
 add rule inet {table} turned ip saddr . ip daddr @self4 masquerade
 add rule inet {table} turned ip6 saddr . ip6 daddr @self6 masquerade
-add rule inet {table} turned ip daddr vmap @hairpin4
-add rule inet {table} turned ip6 daddr vmap @hairpin6
-add rule inet {table} postrouting ip saddr vmap @sources4
-add rule inet {table} postrouting ip6 saddr vmap @sources6
+add rule inet {table} turned ip daddr @hidden4 masquerade
+add rule inet {table} turned ip6 daddr @hidden6 masquerade
+add rule inet {table} turned ip daddr @hairpin4 ip saddr . ip daddr @subnets4 masquerade
+add rule inet {table} turned ip6 daddr @hairpin6 ip6 saddr . ip6 daddr @subnets6 masquerade
+add rule inet {table} postrouting ip saddr @sources4 ip daddr != 224.0.0.0/4 \
+    ip saddr . ip daddr != @subnets4 masquerade
+add rule inet {table} postrouting ip6 saddr @sources6 ip6 daddr != ff00::/8 \
+    ip6 saddr . ip6 daddr != @subnets6 masquerade
 add rule inet {table} guard iifname @guarded ip daddr 127.0.0.0/8 drop
 add rule inet {table} forward oifname @secluded iifname . oifname @within accept
 add rule inet {table} forward oifname @secluded ct state established,related accept
@@ -106,7 +123,12 @@ add rule bridge {table} prerouting iifname @checked iifname . ether saddr != @se
 """
 
 #: Sets and maps of the table whose elements belong to containers or bridges.
-SETS = tuple(line.split()[4] for line in _SKELETON.splitlines() if line.startswith(("add map", "add set")))
+SETS = tuple(
+    line.split()[4]
+    for line in _SKELETON.splitlines()
+    if line.startswith(("add map", "add set")) and "interval" not in line
+)
+BRIDGE_SETS = ("checked", "senders")
 
 _library_lock = threading.Lock()
 _library: ctypes.CDLL | None = None
@@ -210,18 +232,25 @@ def skeleton(table: str, *, bridge: bool = False) -> str:
     return (_BRIDGE_SKELETON if bridge else _SKELETON).replace("{table}", table)
 
 
-def subnet_chains(table: str, source_chain: str, hairpin_chain: str, subnet: str) -> str:
-    """Commands that make a subnet's two chains: what leaves it is masqueraded, and what turns back into it is."""
-    family, multicast = ("ip6", "ff00::/8") if ":" in subnet else ("ip", "224.0.0.0/4")
-    return f"""
-add chain inet {table} {source_chain}
-flush chain inet {table} {source_chain}
-add rule inet {table} {source_chain} {family} daddr {{ {subnet}, {multicast} }} return
-add rule inet {table} {source_chain} masquerade
-add chain inet {table} {hairpin_chain}
-flush chain inet {table} {hairpin_chain}
-add rule inet {table} {hairpin_chain} {family} saddr {subnet} masquerade
-"""
+def subnets(table: str, networks: Iterable[str]) -> str:
+    """Commands after which ``networks`` are the subnets of our table; to be run behind the skeleton's."""
+    text = f"flush set inet {table} subnets4\nflush set inet {table} subnets6\n"
+    for network in networks:
+        name = "subnets6" if ":" in network else "subnets4"
+        text += f"add element inet {table} {name} {{ {network} . {network} }}\n"
+    return text
+
+
+def gate(table: str, chain: str, conditions: Sequence[str]) -> str:
+    """Commands that make a chain which ends a packet's way to the host ports unless all ``conditions`` hold.
+
+    Args:
+        table: Our table.
+        chain: The chain's name.
+        conditions: Matches of nft for packets to be kept out.
+    """
+    rules = "".join(f"add rule inet {table} {chain} {condition} accept\n" for condition in conditions)
+    return f"add chain inet {table} {chain}\nflush chain inet {table} {chain}\n{rules}"
 
 
 def run(commands: str) -> None:

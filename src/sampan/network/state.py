@@ -244,7 +244,12 @@ class State:
     def set_fact(self, name: str, value: str) -> None:
         """Remember a value."""
         with self.transaction() as database:
-            database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+            self.put_fact(database, name, value)
+
+    @staticmethod
+    def put_fact(database: sqlite3.Connection, name: str, value: str) -> None:
+        """Remember a value, within a transaction."""
+        database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
     @staticmethod
     def drop_fact(database: sqlite3.Connection, name: str) -> None:
@@ -262,7 +267,7 @@ _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 
 def describe(element: Element) -> str:
     """An element in a person's words."""
-    if element.set_name in ("ports4", "ports6", "mapped", "hostports4", "hostports6", "mapped4", "mapped6"):
+    if element.set_name.rstrip("46") in ("ports", "mapped", "hostports", "gates"):
         protocol, port = element.key[-8], int.from_bytes(element.key[-4:-2], "big")
         return f"host port {port}/{_PROTOCOLS.get(protocol, protocol)}"
     return f"rule {element.set_name} {element.key.hex()}"

@@ -1,14 +1,20 @@
-"""``portmap``: ports of the machine that lead to the container, as elements of our nftables maps."""
+"""``portmap``: ports of the machine that lead to the container, as elements of our nftables maps.
+
+``conditionsV4`` and ``conditionsV6`` are in the language of iptables. Sources, destinations and interfaces are
+understood, which is what the plugin's documentation shows; what else iptables can match needs the external plugin.
+``markMasqBit`` and ``externalSetMarkChain`` say how iptables' rules mark packets for each other, which ours need not.
+"""
 
 import socket
-from ipaddress import IPv4Interface, IPv6Interface, ip_address
+from collections.abc import Iterator
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_network
 
 import msgspec
 
 from sampan.errors import InvalidInput, WrongState
 from sampan.network import interface
 from sampan.network.call import Call
-from sampan.network.masquerade import hairpin
+from sampan.network.masquerade import hairpin_elements, host_ports
 from sampan.network.netns import set_sysctl
 from sampan.spec.cni import PortEntry, Result
 from sampan.wire.nfnetlink import Element, concatenation
@@ -33,9 +39,57 @@ class Conf(msgspec.Struct, kw_only=True):
     runtime_config: _Runtime = msgspec.field(name="runtimeConfig", default_factory=_Runtime)
 
     def __post_init__(self) -> None:
-        for name, value in (("conditionsV4", self.conditions_v4), ("conditionsV6", self.conditions_v6)):
-            if value:
-                raise ValueError(f'{name}: iptables conditions need the external plugin; add "sampan": "external"')
+        if self.mark_masq_bit is not None and self.external_set_mark_chain is not None:
+            raise ValueError("markMasqBit: cannot be set together with externalSetMarkChain")
+        if self.mark_masq_bit is not None and not 0 <= self.mark_masq_bit <= 31:
+            raise ValueError(f"markMasqBit: {self.mark_masq_bit} is not between 0 and 31")
+        self.exceptions()
+
+    def exceptions(self) -> tuple[str, ...]:
+        """What keeps packets from the mappings: the conditions turned round, as matches of nft."""
+        return tuple(
+            match
+            for version, words in ((4, self.conditions_v4), (6, self.conditions_v6))
+            for match in _exceptions(version, words or [])
+        )
+
+
+_MATCHES = {
+    "-s": "saddr",
+    "--source": "saddr",
+    "--src": "saddr",
+    "-d": "daddr",
+    "--destination": "daddr",
+    "--dst": "daddr",
+    "-i": "iifname",
+    "--in-interface": "iifname",
+}
+
+
+def _exceptions(version: int, words: list[str]) -> Iterator[str]:
+    """Matches for the packets that iptables' conditions do not let through."""
+    field = f"conditionsV{version}"
+    rest = iter(words)
+    for word in rest:
+        negated = word == "!"
+        flag = next(rest, "") if negated else word
+        value = next(rest, "")
+        what = _MATCHES.get(flag)
+        if what is None or not value:
+            raise ValueError(f'{field}: {flag!r} is not built in; add "sampan": "external"')
+        sign = "" if negated else "!= "
+        if what == "iifname":
+            if len(value) > 15 or not value.replace("-", "").replace(".", "").replace("_", "").isalnum():
+                raise ValueError(f"{field}: {value!r} is no interface name")
+            yield f'meta nfproto ipv{version} iifname {sign}"{value}"'
+            continue
+        try:
+            network = ip_network(value, strict=False)
+        except ValueError as error:
+            raise ValueError(f"{field}: {error}") from None
+        if network.version != version:
+            raise ValueError(f"{field}: {value} is not of IPv{version}")
+        yield f"{'ip6' if version == 6 else 'ip'} {what} {sign}{network}"
 
 
 def add(call: Call) -> Result:
@@ -50,9 +104,11 @@ def add(call: Call) -> Result:
     if conf.snat:
         if 4 in targets:
             _serve_loopback(call, previous)
-        hairpin(call, list(targets.values()), elements)
+        addresses = list(targets.values())
+        elements += hairpin_elements(addresses, hide=conf.masq_all)
+        host_ports(call, elements, addresses, conf.exceptions())
     else:
-        call.rules(elements)
+        host_ports(call, elements, (), conf.exceptions())
     _forget_stale(call, ports)
     return previous
 
