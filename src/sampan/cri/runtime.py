@@ -7,10 +7,10 @@ import msgspec
 
 import sampan
 from sampan.cri import api_pb2 as pb
-from sampan.cri import fields
+from sampan.cri import failures, fields
 from sampan.engine.config import HandlerConfig
 from sampan.engine.engine import Engine
-from sampan.errors import InvalidInput
+from sampan.errors import InvalidInput, SampanError
 
 API_VERSION = "v1"
 #: The kubelet refuses a status without it; it is the version of the kubelet's side, not of the runtime.
@@ -43,7 +43,7 @@ class Runtime:
         response = pb.StatusResponse(
             status=pb.RuntimeStatus(
                 conditions=[
-                    pb.RuntimeCondition(type="RuntimeReady", status=True),
+                    self._runtime_ready(),
                     pb.RuntimeCondition(
                         type="NetworkReady",
                         status=network.network_ready,
@@ -59,12 +59,29 @@ class Runtime:
             response.info["config"] = self._config()
         return response
 
+    def _runtime_ready(self) -> pb.RuntimeCondition:
+        """Whether pods can be run: the store answers."""
+        try:
+            self._engine.events.since(0, limit=1)
+        except (SampanError, OSError) as error:
+            return pb.RuntimeCondition(
+                type="RuntimeReady", status=False, reason="StoreNotReady", message=failures.one_line(str(error))
+            )
+        return pb.RuntimeCondition(type="RuntimeReady", status=True)
+
     def _handlers(self) -> list[pb.RuntimeHandler]:
         """Every handler by its name, and the default once more under the empty one."""
         config = self._engine.config
         named = [(name, config.handlers[name]) for name in sorted(config.handlers)]
         default = config.handlers[config.default_handler]
-        return [pb.RuntimeHandler(name=name, features=_features(each)) for name, each in [("", default), *named]]
+        return [pb.RuntimeHandler(name=name, features=self._features(each)) for name, each in [("", default), *named]]
+
+    def _features(self, handler: HandlerConfig) -> pb.RuntimeHandlerFeatures:
+        """What the handler's runtime says of itself."""
+        found = self._engine.runtimes.features(handler)
+        return pb.RuntimeHandlerFeatures(
+            recursive_read_only_mounts=found.recursive_read_only_mounts, user_namespaces=found.user_namespaces
+        )
 
     def _config(self) -> str:
         config = self._engine.config
@@ -97,9 +114,3 @@ class Runtime:
         """The cgroup driver."""
         driver = pb.SYSTEMD if self._engine.config.cgroup_driver == "systemd" else pb.CGROUPFS
         return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=driver))
-
-
-def _features(handler: HandlerConfig) -> pb.RuntimeHandlerFeatures:
-    """Our own runtime does both; of another's binary nothing is promised."""
-    native = handler.type == "native"
-    return pb.RuntimeHandlerFeatures(recursive_read_only_mounts=native, user_namespaces=native)

@@ -207,6 +207,7 @@ def _check(config: Config, origins: Mapping[str, str]) -> None:
         ("cri.max_log_line", config.cri.max_log_line, 1024, 1 << 20),
         ("cri.max_exec_output", config.cri.max_exec_output, 0, 16 << 20),
         ("cri.shm_size", config.cri.shm_size, 4096, 1 << 40),
+        *((f"runtimes.{name}.timeout", runtime.timeout, 1, 3600) for name, runtime in config.runtimes.items()),
     ):
         if not low <= value <= high:
             refuse(key, f"{value} is not between {low} and {high}")

@@ -20,6 +20,8 @@ class HandlerConfig(msgspec.Struct, frozen=True):
     root: str = ""
     #: Further arguments put before the binary's sub-command.
     options: tuple[str, ...] = ()
+    #: Seconds after which a command of the binary that hangs is killed.
+    timeout: int = 120
     #: Give privileged containers every device of the machine.
     privileged_host_devices: bool = True
     #: Annotations of pods (names, or prefixes ending in ``*``) that are passed on to the runtime.

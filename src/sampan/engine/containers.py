@@ -16,7 +16,7 @@ from sampan.engine.model import ContainerRecord, ContainerSpec, PodRecord, Resou
 from sampan.engine.pods import unique_name
 from sampan.engine.records import Flights, new_id
 from sampan.engine.stats import ContainerStats
-from sampan.errors import AlreadyExists, NotFound, SampanError, TimedOut, Unavailable, WrongState
+from sampan.errors import AlreadyExists, NotFound, SampanError, Unavailable, WrongState
 from sampan.shim.client import read_exit
 from sampan.storage import mount as snapshot_mount
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Exit code of a container whose end nobody saw, as containerd gives it.
 UNKNOWN_EXIT = 255
+#: Seconds for a monitor to let go of a container that was never finished: a new attempt, or a start, waits for it.
+_DISCARD = 5.0
 
 
 class Containers:
@@ -54,8 +56,12 @@ class Containers:
         if pod.state != "ready":
             raise WrongState(f"pod {pod.id[:12]} is {pod.state}")
         existing = self._engine.container_records.named(name)
+        if existing is not None and existing.state == "creating" and self._engine.locks.free(existing.id):
+            # Whoever made it is gone, and it could not be taken down then.
+            self.discard(existing)
+            existing = self._engine.container_records.named(name)
         if existing is not None and existing.state == "created":
-            return existing
+            return self.settle(existing)
         if existing is not None:
             raise AlreadyExists(
                 f'container "{spec.metadata.name}" of this attempt exists: {existing.id[:12]}, {existing.state}',
@@ -63,7 +69,8 @@ class Containers:
             )
         record = ContainerRecord(id=new_id(), pod_id=pod.id, spec=spec, created_at=time.time_ns())
         record.resources = spec.resources
-        return Creation(self._engine, pod, record, name).run()
+        with self._engine.locks.hold(record.id):
+            return Creation(self._engine, pod, record, name).run()
 
     def start(self, container_id: str) -> None:
         """Let a created container's program run.
@@ -80,11 +87,19 @@ class Containers:
             # Taken before: a short program may have ended by the time that start() returns.
             started_at = time.time_ns()
             engine.monitor(record.pod_id).start(record.id)
+            self.note_start(record.id, started_at)
+
+    def note_start(self, container_id: str, started_at: int) -> None:
+        """Record that a container's program runs, with its event; one whose end is recorded already stays ended."""
+        engine = self._engine
+        with engine.store.transaction():
+            record = engine.container_records.get(container_id)
+            if record.state != "created":
+                return
             record.state = "running"
             record.started_at = started_at
-            with engine.store.transaction():
-                engine.container_records.put(record.id, record)
-                engine.events.append("started", container_id=record.id, pod_id=record.pod_id)
+            engine.container_records.put(record.id, record)
+            engine.events.append("started", container_id=record.id, pod_id=record.pod_id)
 
     def stop(self, container_id: str, timeout: float) -> None:
         """Ask the container to end, and end it after ``timeout`` seconds; one that has ended is no error."""
@@ -184,15 +199,29 @@ class Containers:
             # The machine was started anew, and what lived in memory with it.
             return self.finish(record.id, UNKNOWN_EXIT, "Unknown", time.time_ns())
         reason = "OOMKilled" if end.oom_killed else "Completed" if end.exit_code == 0 else "Error"
-        return self.finish(record.id, end.exit_code, reason, end.finished_at)
+        return self.finish(record.id, end.exit_code, reason, end.finished_at, started_at=end.started_at)
 
-    def finish(self, container_id: str, exit_code: int, reason: str, finished_at: int) -> ContainerRecord:
-        """Record a container's end, once, with its event; later calls change nothing."""
+    def finish(
+        self, container_id: str, exit_code: int, reason: str, finished_at: int, *, started_at: int = 0
+    ) -> ContainerRecord:
+        """Record a container's end, once, with its event; later calls change nothing.
+
+        Args:
+            container_id: Whose.
+            exit_code: How it ended.
+            reason: The same in a word.
+            finished_at: When.
+            started_at: When its program began, as its monitor saw it; 0: never, or nobody knows.
+        """
         engine = self._engine
         with engine.store.transaction():
             record = engine.container_records.get(container_id)
             if record.state not in ("created", "running"):
                 return record
+            if record.state == "created" and started_at:
+                # It ended before its start was recorded: the starter was slower, or was killed.
+                record.started_at = min(started_at, finished_at)
+                engine.events.append("started", container_id=record.id, pod_id=record.pod_id)
             record.state = "exited"
             record.exit_code = exit_code
             record.reason = reason
@@ -346,16 +375,25 @@ class Containers:
     def discard(self, record: ContainerRecord) -> None:
         """Remove a container that was never finished, and all that was made for it."""
         try:
-            self._engine.monitor(record.pod_id).delete(record.id, force=True)
+            self._engine.monitor(record.pod_id).delete(record.id, force=True, patience=_DISCARD)
         except (NotFound, Unavailable):
             pass
-        except TimedOut:
+        except SampanError:
             return
         try:
+            self._end_processes(record)
             self.take_down(record)
         except SampanError:
             return  # its record stays, so that the next start tries again
         self._engine.container_records.delete(record.id)
+
+    def _end_processes(self, record: ContainerRecord) -> None:
+        """End what a runtime that failed or hung may have started."""
+        if not record.cgroup_path:
+            return
+        group = open_group(record.cgroup_path, systemd=self._engine.config.cgroup_driver == "systemd")
+        if group.exists():
+            group.kill()
 
 
 def _image_volumes(bundle: str) -> list[str]:

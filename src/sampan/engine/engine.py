@@ -19,6 +19,7 @@ from sampan import network
 from sampan.engine.config import EngineConfig, HandlerConfig
 from sampan.engine.containers import Containers
 from sampan.engine.events import Events
+from sampan.engine.handlers import Handlers
 from sampan.engine.images import Images
 from sampan.engine.layout import Layout
 from sampan.engine.model import ContainerRecord, PodRecord
@@ -71,6 +72,7 @@ class Engine:
         self.images = Images(self)
         self.pods = Pods(self)
         self.containers = Containers(self)
+        self.runtimes = Handlers()
         self._monitors: dict[str, MonitorClient] = {}
         self._monitors_lock = threading.Lock()
         self._resolver: Resolver | None = None
@@ -134,6 +136,7 @@ class Engine:
             "root": root,
             "systemd": systemd,
             "options": list(config.options),
+            "timeout": config.timeout,
         }
 
     def reload(self, config: EngineConfig) -> None:

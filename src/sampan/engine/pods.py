@@ -64,6 +64,10 @@ class Pods:
     def _run(self, name: str, spec: PodSpec, handler: str, *, exclusive: bool) -> PodRecord:
         engine = self._engine
         existing = engine.pod_records.named(name)
+        if existing is not None and existing.state == "creating" and engine.locks.free(existing.id):
+            # Whoever made it is gone, and it could not be taken down then.
+            self.discard(existing)
+            existing = engine.pod_records.named(name)
         if existing is not None and existing.state == "ready" and not exclusive:
             return existing
         if existing is not None:
@@ -75,7 +79,7 @@ class Pods:
         driver = engine.config.cgroup_driver
         parent = spec.cgroup_parent or f"{engine.config.cgroup_root}/{engine.namespace}/{pod.id}"
         pod.cgroup_path = parent
-        with ExitStack() as undo:
+        with engine.locks.hold(pod.id), ExitStack() as undo:
             engine.pod_records.add(pod.id, pod, name=name)
             undo.callback(self.discard, pod)
             monitor = engine.start_monitor(pod.id, handler)

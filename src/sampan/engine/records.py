@@ -133,6 +133,20 @@ class Locks:
             finally:
                 os.close(fd)
 
+    def free(self, object_id: str) -> bool:
+        """Whether nobody holds the object's lock."""
+        try:
+            fd = os.open(f"{self._directory}/{object_id}", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
 
 class Flights:
     """One execution for each key at a time: who asks for a key that is under way gets that flight's result."""

@@ -6,16 +6,20 @@ monitor is gone has lost its containers' ends: they are ended, and recorded as e
 
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sampan import network
 from sampan.cgroup import open_group
 from sampan.engine.containers import UNKNOWN_EXIT
 from sampan.engine.model import ContainerRecord, PodRecord
-from sampan.errors import NotFound, SampanError, Unavailable
+from sampan.errors import NotFound, SampanError, TimedOut, Unavailable
 
 if TYPE_CHECKING:
     from sampan.engine.engine import Engine
+
+
+#: Seconds for a monitor to answer at a daemon's start. One that waits for a runtime that hangs is adopted later.
+PATIENCE = 3.0
 
 
 def recover(engine: "Engine") -> None:
@@ -41,7 +45,9 @@ def _owners(engine: "Engine", live: set[str]) -> set[str]:
 def _adopt(engine: "Engine", pod: PodRecord) -> bool:
     """Whether the pod lives; if its monitor is gone, its containers are ended and it is left not ready."""
     try:
-        engine.monitor(pod.id).info()
+        told = engine.monitor(pod.id).info(PATIENCE)
+    except TimedOut:
+        return True  # it lives; the watch adopts its containers when it answers
     except Unavailable:
         for record in engine.container_records.list():
             if record.pod_id == pod.id and record.state in ("created", "running"):
@@ -51,22 +57,25 @@ def _adopt(engine: "Engine", pod: PodRecord) -> bool:
         except SampanError:
             return True  # not taken down whole: keep its addresses until that works
         return False
-    for record in engine.container_records.list():
-        if record.pod_id == pod.id:
-            _adopt_container(engine, record)
+    adopt_containers(engine, pod.id, told)
     return True
 
 
-def _adopt_container(engine: "Engine", record: ContainerRecord) -> None:
-    """Fold in an end that happened meanwhile; a start that was never recorded is recorded now."""
-    settled = engine.containers.settle(record)
-    if settled.state != "created":
-        return
-    for container in engine.monitor(record.pod_id).info()["containers"]:
-        if container["id"] == record.id and container["state"] in ("running", "paused"):
-            settled.state = "running"
-            settled.started_at = int(container.get("started_at") or time.time_ns())
-            engine.container_records.put(settled.id, settled)
+def adopt_containers(engine: "Engine", pod_id: str, told: "dict[str, Any]") -> None:
+    """Fold in ends that happened meanwhile; a start that was never recorded is recorded now, with its event.
+
+    Args:
+        engine: Whose.
+        pod_id: The pod.
+        told: What its monitor said of itself.
+    """
+    running = {c["id"]: c for c in told["containers"] if c["state"] in ("running", "paused")}
+    for record in engine.container_records.list():
+        if record.pod_id != pod_id or record.state not in ("created", "running"):
+            continue
+        settled = engine.containers.settle(record)
+        if settled.state == "created" and record.id in running:
+            engine.containers.note_start(record.id, int(running[record.id].get("started_at") or time.time_ns()))
 
 
 def end_orphan(engine: "Engine", record: ContainerRecord) -> None:

@@ -5,8 +5,8 @@ import select
 import threading
 from typing import TYPE_CHECKING, Any
 
-from sampan.engine.recovery import end_orphan
-from sampan.errors import NotFound, SampanError, Unavailable
+from sampan.engine.recovery import PATIENCE, adopt_containers, end_orphan
+from sampan.errors import NotFound, SampanError, TimedOut, Unavailable
 
 if TYPE_CHECKING:
     from sampan.engine.engine import Engine
@@ -24,23 +24,44 @@ class Watch:
         self._epoll = select.epoll()
         self._streams: dict[int, tuple[str, Any]] = {}
         self._lock = threading.Lock()
+        self._closed = threading.Event()
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
     def add(self, pod_id: str) -> None:
-        """Follow one more pod; a monitor that is gone already is no error."""
+        """Follow one more pod; a monitor that is gone already is no error.
+
+        One that does not answer at once waits for a runtime that hangs: a thread of its own waits for it.
+        """
         try:
-            stream = self._engine.monitor(pod_id).events()
+            self._follow(pod_id, self._engine.monitor(pod_id).events(patience=PATIENCE))
         except Unavailable:
             return
+        except TimedOut:
+            threading.Thread(target=self._add_at_last, args=(pod_id,), name="adopt", daemon=True).start()
+
+    def _add_at_last(self, pod_id: str) -> None:
+        while not self._closed.is_set():
+            try:
+                stream = self._engine.monitor(pod_id).events()
+                adopt_containers(self._engine, pod_id, self._engine.monitor(pod_id).info())
+            except TimedOut:
+                continue
+            except SampanError:
+                return
+            self._follow(pod_id, stream)
+            return
+
+    def _follow(self, pod_id: str, stream: Any) -> None:
         with self._lock:
             self._streams[stream.fileno()] = (pod_id, stream)
         self._epoll.register(stream.fileno(), select.EPOLLIN)
 
     def close(self) -> None:
         """Stop following."""
+        self._closed.set()
         os.write(self._waker, b"x")
         self._thread.join()
         for _, stream in self._streams.values():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from sampan.errors import AlreadyExists, NotFound, SampanError, StageFailed, Unsupported, WrongState
+from sampan.errors import AlreadyExists, NotFound, SampanError, StageFailed, TimedOut, Unsupported, WrongState
 from sampan.runtime.handler import Created, Stdio
 from sampan.runtime.state import check_id, dumps, loads
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MOST_LOG = 1 << 20
+#: Seconds for a command that makes or starts a process.
+TIMEOUT = 120.0
+#: At most so many for any other: less than a client of the monitor waits for an answer.
+_QUICK = 45.0
+#: And for taking back what a command that hung has begun.
+_AFTERMATH = 10.0
 #: What a runtime says -> what it means. runc's words first, then crun's.
 _MEANINGS: tuple[tuple[str, type[SampanError]], ...] = (
     ("does not exist", NotFound),
@@ -48,9 +54,10 @@ class ExternalHandler:
         systemd: Pass ``--systemd-cgroup``.
         options: Further global options.
         create_options: Further options of ``create``, such as ``--no-pivot``.
+        timeout: Seconds after which a command that hangs is killed, with its process group.
     """
 
-    __slots__ = ("_create_options", "_files", "_global", "_sequence", "binary", "root")
+    __slots__ = ("_create_options", "_files", "_global", "_sequence", "_timeout", "binary", "root")
 
     def __init__(
         self,
@@ -60,6 +67,7 @@ class ExternalHandler:
         systemd: bool = False,
         options: Sequence[str] = (),
         create_options: Sequence[str] = (),
+        timeout: float = TIMEOUT,
     ) -> None:
         self.binary = binary
         self.root = root
@@ -67,17 +75,29 @@ class ExternalHandler:
         self._global = [*(["--systemd-cgroup"] if systemd else []), *options]
         self._create_options = list(create_options)
         self._sequence = 0
+        self._timeout = timeout
 
     def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created:
         """See :class:`~sampan.runtime.handler.Handler`."""
         check_id(container_id)
         process = self._process_of(bundle)
         command = ["create", "--bundle", bundle, *self._create_options]
-        return self._spawn_process(command, [container_id], stdio, terminal=bool(process.get("terminal")))
+        try:
+            return self._spawn_process(command, [container_id], stdio, terminal=bool(process.get("terminal")))
+        except TimedOut:
+            self._take_back(container_id)
+            raise
+
+    def _take_back(self, container_id: str) -> None:
+        """Remove what a ``create`` that hung has made, if the runtime can."""
+        try:
+            self._run(["delete", "--force", container_id], timeout=_AFTERMATH)
+        except SampanError:
+            return
 
     def start(self, container_id: str) -> None:
         """See :class:`~sampan.runtime.handler.Handler`."""
-        self._run(["start", _checked(container_id)])
+        self._run(["start", _checked(container_id)], timeout=self._timeout)
 
     def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio) -> Created:
         """See :class:`~sampan.runtime.handler.Handler`."""
@@ -156,7 +176,7 @@ class ExternalHandler:
                 # With a console the runtime's own streams would only be held open by it.
                 options += ["--console-socket", console.path]
                 stdio = Stdio()
-            self._run([*command, *options, *operands], stdio)
+            self._run([*command, *options, *operands], stdio, timeout=self._timeout)
             with open(pid_file, encoding="ascii") as file:
                 pid = int(file.read())
             return Created(pid, console.receive() if console is not None else -1)
@@ -178,15 +198,16 @@ class ExternalHandler:
         except ValueError:
             raise SampanError(f"{self.binary} {arguments[0]}: no JSON in {content[:200]!r}") from None
 
-    def _run(self, arguments: list[str], stdio: Stdio | None = None) -> None:
+    def _run(self, arguments: list[str], stdio: Stdio | None = None, *, timeout: float = _QUICK) -> None:
         """Run the command to its end.
 
         Raises:
+            TimedOut: It hung, and was killed.
             SampanError: It failed; with the last error of its log, as the leaf that fits.
         """
         with _Memory(b"") as log:
             command = [self.binary, "--root", self.root, "--log", log.path, "--log-format", "json", *self._global]
-            status = _execute([*command, *arguments], stdio or Stdio())
+            status = _execute([*command, *arguments], stdio or Stdio(), min(timeout, self._timeout))
             if status != 0:
                 raise _meaning(f"{os.path.basename(self.binary)} {arguments[0]}", status, log.content())
 
@@ -260,8 +281,12 @@ class _ConsoleSocket:
         _unlink(self.path)
 
 
-def _execute(command: list[str], stdio: Stdio) -> int:
-    """Run a command with these streams and wait for it; its exit code, or the negative of a signal."""
+def _execute(command: list[str], stdio: Stdio, timeout: float) -> int:
+    """Run a command with these streams and wait for it; its exit code, or the negative of a signal.
+
+    Raises:
+        TimedOut: It ran on after ``timeout`` seconds and was killed, with its process group.
+    """
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     try:
         streams = [fd if fd >= 0 else null for fd in (stdio.stdin, stdio.stdout, stdio.stderr)]
@@ -269,7 +294,9 @@ def _execute(command: list[str], stdio: Stdio) -> int:
         high = [_high_copy(fd) for fd in streams]
         try:
             actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(high)]
-            pid = os.posix_spawnp(command[0], command, os.environ, file_actions=actions, setsigmask=(), setsigdef=(13,))
+            pid = os.posix_spawnp(
+                command[0], command, os.environ, file_actions=actions, setpgroup=0, setsigmask=(), setsigdef=(13,)
+            )
         finally:
             for fd in high:
                 os.close(fd)
@@ -279,7 +306,27 @@ def _execute(command: list[str], stdio: Stdio) -> int:
         raise StageFailed("run runtime", error, path=command[0]) from error
     finally:
         os.close(null)
+    if not _ends(pid, timeout):
+        os.killpg(pid, 9)
+        os.waitpid(pid, 0)
+        raise TimedOut(
+            f"runtime {command[0]} has not ended after {timeout:g} s and was killed",
+            hint="look at the runtime; [runtimes.NAME] timeout gives it longer",
+        )
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _ends(pid: int, timeout: float) -> bool:
+    """Whether a child ends in time; it is not reaped."""
+    import select
+
+    pidfd = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(timeout * 1000))
+    finally:
+        os.close(pidfd)
 
 
 def _high_copy(fd: int) -> int:

@@ -147,9 +147,13 @@ class MonitorClient:
         self._lock = _thread.allocate_lock()
         self._idle: list[sockets.Channel] = []
 
-    def info(self) -> dict[str, Any]:
-        """The pod and its containers as the monitor sees them."""
-        return self._call({"op": "info"})
+    def info(self, patience: float = PATIENCE) -> dict[str, Any]:
+        """The pod and its containers as the monitor sees them.
+
+        Raises:
+            TimedOut: The monitor lives and has not answered after ``patience`` seconds: it waits for a runtime.
+        """
+        return self._call({"op": "info"}, patience)
 
     def sandbox(self, directory: str, kinds: Sequence[str], **options: Any) -> dict[str, Any]:
         """Make the pod's namespaces, once; see :func:`sampan.runtime.sandbox.create_sandbox`."""
@@ -309,15 +313,15 @@ class MonitorClient:
         """Go on in a new log file, after the old one was renamed."""
         self._call({"op": "reopen_log", "id": id})
 
-    def delete(self, id: str, *, force: bool = False) -> None:
+    def delete(self, id: str, *, force: bool = False, patience: float = PATIENCE) -> None:
         """Remove a container that has exited, or with ``force`` one that has not."""
-        self._call({"op": "delete", "id": id, "force": force})
+        self._call({"op": "delete", "id": id, "force": force}, patience)
 
-    def events(self, since: int = 0) -> EventStream:
+    def events(self, since: int = 0, patience: float = PATIENCE) -> EventStream:
         """Subscribe to what happens after event number ``since``."""
         channel = self._connect()
         try:
-            frame = _in_time(channel, {"op": "events", "since": since}, (), PATIENCE)
+            frame = _in_time(channel, {"op": "events", "since": since}, (), patience)
         except BaseException:
             channel.close()
             raise

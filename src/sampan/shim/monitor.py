@@ -43,9 +43,9 @@ class Options:
     """How a monitor works; from its maker.
 
     ``handler`` is ``{"type": "native", "root": ...}`` or ``{"type": "external", "binary": ..., "root": ...,
-    "options": [...]}``, each with ``"systemd": true`` where systemd makes the cgroups; ``seccomp_cache`` of a native
-    one is a folder for compiled filters, by default beside its root. ``log_max_line`` is the length over which log
-    lines are cut.
+    "options": [...], "timeout": seconds}``, each with ``"systemd": true`` where systemd makes the cgroups;
+    ``seccomp_cache`` of a native one is a folder for compiled filters, by default beside its root. ``log_max_line`` is
+    the length over which log lines are cut.
     """
 
     __slots__ = ("handler", "log_max_line")
@@ -65,10 +65,11 @@ class Options:
             cache = str(self.handler.get("seccomp_cache") or f"{os.path.dirname(root)}/seccomp")
             return NativeHandler(root, systemd_cgroup=systemd, seccomp_cache=cache)
         if kind == "external":
-            from sampan.runtime.external import ExternalHandler
+            from sampan.runtime.external import TIMEOUT, ExternalHandler
 
             options = tuple(self.handler.get("options") or ())
-            return ExternalHandler(str(self.handler["binary"]), root, systemd=systemd, options=options)
+            timeout = float(self.handler.get("timeout") or TIMEOUT)
+            return ExternalHandler(str(self.handler["binary"]), root, systemd=systemd, options=options, timeout=timeout)
         raise InvalidInput(f"{kind!r} is neither native nor external", field="handler.type")
 
 
@@ -309,6 +310,8 @@ class Monitor:
             container.signal(signal, all=False, exec_id="")
         except (WrongState, ProcessLookupError):
             pass  # it is ending by itself
+        except TimedOut:
+            pass  # another's runtime hangs: the timer kills without it
         return None
 
     def _pause(self, call: Call) -> dict[str, Any]:
