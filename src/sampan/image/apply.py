@@ -26,15 +26,18 @@ from collections import OrderedDict
 from sampan.errors import Corrupt, Exhausted, SampanError, StageFailed
 from sampan.image import tar
 from sampan.image.acl import acl_from_text
-from sampan.image.tar import Entry, Limits, Reader, show
+from sampan.image.tar import Entry, Held, Limits, Reader, show
 from sampan.linux.resolve import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, make_dirs, openat2
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _ID_LIMIT = 0xFFFFFFFE
-_OPEN_DIRECTORIES = 64
+_OPEN_DIRECTORIES = 512
+_KNOWN_FOLDERS = 4096
 _FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: How names begin that may be no file's: none at all, ``.``, ``..``, whiteouts.
+_SPECIAL = (b"", b".")
 #: Attributes that say something about the machine a layer was packed on, or steer overlayfs itself.
 _FOREIGN_XATTRS = (b"trusted.", b"security.selinux", b"security.ima", b"security.evm", b"security.apparmor")
 _OVERLAY_XATTRS = b"user.overlay."
@@ -82,6 +85,8 @@ class Applier:
         self._merged = merged
         self._limits = limits or Limits()
         self._parents: OrderedDict[bytes, int] = OrderedDict()
+        #: Folders as entries' names have them -> the same, clean.
+        self._folders: dict[bytes, bytes] = {}
         #: Directory -> what it will get when nothing more is put into it.
         self._directories: dict[bytes, Entry] = {}
         self._touched: set[bytes] = set()
@@ -104,18 +109,15 @@ class Applier:
             NeedsParent: In mode ``layer``: it has to be applied on top of its parents.
             Corrupt, Unsupported, Exhausted, StageFailed: What is wrong, with the entry's name.
         """
-        limits = self._limits
-        result = self.result
         umask = os.umask(0)
         try:
-            while entry := reader.next():
-                result.entries += 1
-                if result.entries > limits.entries:
-                    raise Exhausted(f"layer: more than {limits.entries} entries")
-                try:
-                    self._entry(entry, reader)
-                except OSError as error:
-                    raise _failed(entry.name, error) from error
+            while True:
+                if not self._merged:
+                    self._plain_files(reader)
+                entry = reader.next()
+                if entry is None:
+                    break
+                self._any_entry(entry, reader)
             try:
                 self._finish_directories()
             except OSError as error:
@@ -123,11 +125,65 @@ class Applier:
         finally:
             self._forget_parents()
             os.umask(umask)
-        return result
+        return self.result
 
     # ---------------------------------------------------------------- one entry
 
-    def _entry(self, entry: Entry, reader: Reader) -> None:
+    def _plain_files(self, reader: Reader) -> None:
+        """Make the files that come next, as far as nothing about them is special: :meth:`_entry` in short."""
+        parents, folders, result = self._parents, self._folders, self.result
+        last = self._limits.entries
+        for name, owner, times, data in reader.plain():
+            folder, _, base = name.rpartition(b"/")
+            mode, uid, gid = owner
+            parent = parents.get(folders[folder], -1) if folder in folders else -1
+            if parent < 0 or base[:1] in _SPECIAL or result.entries >= last or not 0 <= uid | gid < _ID_LIMIT:
+                self._plain_as_any(name, owner, times, data)
+                continue
+            try:
+                fd = os.open(base, _FILE, mode, dir_fd=parent)
+            except OSError:
+                self._plain_as_any(name, owner, times, data)
+                continue
+            try:
+                if data:
+                    _write(fd, data)
+                if uid or gid:
+                    os.fchown(fd, uid, gid)
+                    if mode & 0o6000:
+                        os.fchmod(fd, mode)
+                os.utime(fd, ns=times)
+            except OSError as error:
+                raise _failed(name, error) from error
+            finally:
+                os.close(fd)
+            result.entries += 1
+            result.inodes += 1
+            result.bytes += len(data) + -len(data) % 4096
+
+    def _plain_as_any(self, name: bytes, owner: tuple[int, int, int], times: tuple[int, int], data: memoryview) -> None:
+        entry = Entry()
+        entry.name = name
+        entry.mode, entry.uid, entry.gid = owner
+        entry.size = entry.stored = len(data)
+        entry.mtime = times[1]
+        self._any_entry(entry, Held(data))
+        if len(self._folders) >= _KNOWN_FOLDERS:
+            self._folders.clear()
+        folder, _, base = name.rpartition(b"/")
+        if base:
+            self._folders[folder] = clean(folder, self._limits.depth)
+
+    def _any_entry(self, entry: Entry, reader: Reader | Held) -> None:
+        self.result.entries += 1
+        if self.result.entries > self._limits.entries:
+            raise Exhausted(f"layer: more than {self._limits.entries} entries")
+        try:
+            self._entry(entry, reader)
+        except OSError as error:
+            raise _failed(entry.name, error) from error
+
+    def _entry(self, entry: Entry, reader: Reader | Held) -> None:
         name = clean(entry.name, self._limits.depth)
         if not 0 <= entry.uid <= _ID_LIMIT or not 0 <= entry.gid <= _ID_LIMIT:
             raise Corrupt(f'layer: entry "{show(name)}" has an owner that no user can be')
@@ -157,7 +213,7 @@ class Applier:
                 self._touched.add(name)
                 name = name.rpartition(b"/")[0]
 
-    def _file(self, entry: Entry, parent: int, base: bytes, reader: Reader) -> None:
+    def _file(self, entry: Entry, parent: int, base: bytes, reader: Reader | Held) -> None:
         fd = os.open(base, _FILE, entry.mode, dir_fd=parent)
         try:
             if entry.sparse is not None:
@@ -175,13 +231,13 @@ class Applier:
             os.close(fd)
         self.result.bytes += entry.stored + -entry.stored % 4096
 
-    def _sparse(self, entry: Entry, fd: int, reader: Reader) -> None:
+    def _sparse(self, entry: Entry, fd: int, reader: Reader | Held) -> None:
         os.ftruncate(fd, entry.size)
         for offset, length in entry.sparse or ():
             os.lseek(fd, offset, os.SEEK_SET)
             reader.copy(length, lambda piece: _write(fd, piece))
 
-    def _hard_link(self, entry: Entry, parent: int, base: bytes, reader: Reader) -> None:  # noqa: ARG002
+    def _hard_link(self, entry: Entry, parent: int, base: bytes, reader: Reader | Held) -> None:  # noqa: ARG002
         target = clean(entry.linkname, self._limits.depth)
         folder, _, name = target.rpartition(b"/")
         if not name:
@@ -200,13 +256,13 @@ class Applier:
             ) from None
         self.result.inodes -= 1
 
-    def _symlink(self, entry: Entry, parent: int, base: bytes, reader: Reader) -> None:  # noqa: ARG002
+    def _symlink(self, entry: Entry, parent: int, base: bytes, reader: Reader | Held) -> None:  # noqa: ARG002
         if not entry.linkname:
             raise Corrupt(f'layer: symlink "{show(entry.name)}" leads nowhere')
         os.symlink(entry.linkname, base, dir_fd=parent)
         self._own(entry, parent, base)
 
-    def _device(self, entry: Entry, parent: int, base: bytes, reader: Reader) -> None:  # noqa: ARG002
+    def _device(self, entry: Entry, parent: int, base: bytes, reader: Reader | Held) -> None:  # noqa: ARG002
         kind = {tar.CHARACTER: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}[entry.type]
         if not 0 <= entry.major < 1 << 12 or not 0 <= entry.minor < 1 << 20:
             raise Corrupt(f'layer: device "{show(entry.name)}" has an impossible number')

@@ -15,7 +15,10 @@ from sampan.errors import Corrupt, Exhausted, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    #: Name, (mode, uid, gid), (atime, mtime), data.
+    Plain = tuple[bytes, tuple[int, int, int], tuple[int, int], memoryview]
 
 BLOCK = 512
 
@@ -44,7 +47,11 @@ _REFUSED = {
 
 #: name mode uid gid size mtime checksum type linkname magic uname+gname major minor prefix
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s64x8s8s155s12x")
+#: What is to be looked at in a plain file's: name mode+uid+gid size mtime checksum type magic prefix star's mark
+_PLAIN = struct.Struct("100s24s12s12s8sc100x8s80x155s8x4s")
 _ZEROS = bytes(BLOCK)
+#: How many owners and times are remembered, since most headers of an archive say the same.
+_REMEMBERED = 4096
 #: The most that an extended header or a long name may take.
 _EXTENDED_LIMIT = 1 << 20
 _SPARSE_LIMIT = 1 << 20
@@ -125,6 +132,8 @@ class Reader:
         self._buffer = memoryview(b"")
         self._position = 0
         self._left = 0  # data of the present member, with padding
+        self._owners: dict[bytes, tuple[int, int, int]] = {}
+        self._times: dict[bytes, tuple[int, int]] = {}
 
     # ---------------------------------------------------------------- bytes
 
@@ -179,6 +188,41 @@ class Reader:
             pass
 
     # ---------------------------------------------------------------- members
+
+    def plain(self) -> Iterator[Plain]:
+        """The members that come next, as long as they are what most are: small files with ordinary headers.
+
+        Ends before the first that is anything else, is damaged, or is not wholly in memory: :meth:`next` goes on from
+        there. It gives what :meth:`next` and :meth:`copy` would, in a fifth of the time.
+        """
+        if self._left:
+            self._skip()
+        buffer, position = self._buffer, self._position
+        owners, times = self._owners, self._times
+        while (start := position + BLOCK) <= len(buffer):
+            name, owner, size, time, checksum, kind, magic, prefix, star = _PLAIN.unpack_from(buffer, position)
+            length = _plain_size(size, checksum, buffer[position:start]) if kind == REGULAR else -1
+            end = start + length
+            if length < 0 or end > len(buffer):
+                return
+            name = name.partition(b"\0")[0]
+            if prefix[0] and magic[:6] == b"ustar\0":
+                if star == b"tar\0":
+                    return
+                name = prefix.partition(b"\0")[0] + b"/" + name
+            if owner not in owners or time not in times:
+                self._remember(owner, time)
+            self._position = end
+            self._left = -length % BLOCK
+            yield name, owners[owner], times[time], buffer[start:end]
+            position = end + -length % BLOCK
+
+    def _remember(self, owner: bytes, time: bytes) -> None:
+        for remembered in (self._owners, self._times):
+            if len(remembered) >= _REMEMBERED:
+                remembered.clear()
+        self._owners[owner] = (_number(owner[:8]) & 0o7777, _number(owner[8:16]), _number(owner[16:]))
+        self._times[time] = (_number(time) * 1_000_000_000,) * 2
 
     def next(self) -> Entry | None:
         """The next member, or None at the end.
@@ -309,6 +353,19 @@ class Reader:
         return numbers
 
 
+class Held:
+    """A member's data that are in memory, to be copied as :meth:`Reader.copy` does."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+
+    def copy(self, size: int, write: Callable[[memoryview], object]) -> None:
+        """Hand the first ``size`` bytes to ``write``, at once."""
+        write(self._data[:size])
+
+
 def show(name: bytes) -> str:
     """A hostile name in a message."""
     return name[:200].decode("utf-8", "backslashreplace").encode("unicode_escape").decode("ascii")
@@ -337,6 +394,20 @@ def _parse(header: bytes) -> tuple[Entry, bytes]:
         if prefix[0]:
             entry.name = prefix.partition(b"\0")[0] + b"/" + entry.name
     return entry, kind
+
+
+def _plain_size(size: bytes, checksum: bytes, header: memoryview) -> int:
+    """A header's size field if it and the checksum are as most writers write them, and the checksum holds; or -1."""
+    size, end = size[:11], size[11]
+    digits = checksum[:6]
+    if not size.isdigit() or end not in b"\0 " or not digits.isdigit() or checksum[6:] != b"\0 ":
+        return -1
+    try:
+        if (adler32(header) & 0xFFFF) != (int(digits, 8) - 256 + (adler32(checksum) & 0xFFFF)) % 65521:
+            return -1
+        return int(size, 8)
+    except ValueError:
+        return -1
 
 
 def _number(field: bytes) -> int:

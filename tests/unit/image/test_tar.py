@@ -145,6 +145,11 @@ def test_malformed_pax_records(text: bytes) -> None:
         tar.parse_pax(text)
 
 
+def set_checksum(data: bytearray, start: int) -> None:
+    data[start + 148 : start + 156] = b"        "
+    data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
+
+
 SAMPLE = pack(
     (info("dir", type=tarfile.DIRTYPE), b""),
     (info("dir/a", pax_headers={"mtime": "1.5", "SCHILY.xattr.user.x": "y"}), b"x" * 700),
@@ -159,9 +164,7 @@ def test_mutations_give_members_or_one_of_our_errors(changes: list[tuple[int, in
     for position, value in changes:
         data[position] = value
         if repair:  # with the checksum right, the damage gets past the first check
-            start = position - position % 512
-            data[start + 148 : start + 156] = b"        "
-            data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
+            set_checksum(data, position - position % 512)
     try:
         for entry, _ in members(bytes(data[: 64 * 512])):
             assert entry.size >= 0
@@ -186,3 +189,72 @@ def test_a_real_tree_of_gnu_tar() -> None:
         expected = [(m.name, m.size, m.mode, m.mtime) for m in archive]
     found = [(e.name.decode().rstrip("/"), e.size, e.mode, e.mtime // 10**9) for e, _ in members(data)]
     assert found == expected
+
+
+def summary(data: bytes, piece: int, *, plain: bool) -> list[object]:
+    """All that matters of an archive's members, and how its reading ended."""
+    source = io.BytesIO(data)
+    reader = Reader(lambda: source.read(piece))
+    found: list[object] = []
+    try:
+        while True:
+            for name, owner, times, content in reader.plain() if plain else ():
+                found.append((b"0", name, b"", *owner, times, bytes(content), None, None))
+            entry = reader.next()
+            if entry is None:
+                return found
+            parts: list[bytes] = []
+            for _, length in entry.sparse if entry.sparse is not None else [(0, entry.size)]:
+                reader.copy(length, lambda piece, parts=parts: parts.append(bytes(piece)))  # type: ignore[misc]
+            times = (entry.mtime if entry.atime is None else entry.atime, entry.mtime)
+            owner = (entry.mode, entry.uid, entry.gid)
+            found.append(
+                (entry.type, entry.name, entry.linkname, *owner, times, b"".join(parts), entry.xattrs, entry.sparse)
+            )
+    except SampanError as error:
+        return [*found, type(error)]
+
+
+FILES = st.builds(
+    lambda name, size, mode, uid, mtime, kind: (
+        info(name, mode=mode, uid=uid, gid=uid // 2, mtime=mtime, type=kind, linkname="a" if kind in b"12" else ""),
+        b"x" * (size if kind == b"0" else 0),
+    ),
+    st.sampled_from(["a", "./b", "dir/.wh.c", "d" * 90 + "/" + "f" * 60, "é" * 120, "dir/"]),
+    st.sampled_from([0, 1, 511, 512, 513, 5000]),
+    st.sampled_from([0o644, 0o4755, 0o7777]),
+    st.sampled_from([0, 1000, 3_000_000]),
+    st.sampled_from([0, 1_600_000_000, -5, 1.5]),
+    st.sampled_from([b"0", b"0", b"0", b"1", b"2", b"5"]),
+)
+
+
+@given(
+    st.lists(FILES, max_size=6),
+    st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=3),
+    st.booleans(),
+    st.sampled_from([700, 1024, 1537, 100_000]),
+)
+def test_the_short_way_gives_what_the_long_one_does(
+    files: list[tuple[tarfile.TarInfo, bytes]], form: int, damage: list[tuple[int, int]], repair: bool, piece: int
+) -> None:
+    data = bytearray(pack(*files, form=form))
+    for position, value in damage:
+        if position < len(data):
+            data[position] = value
+            if repair:
+                set_checksum(data, position - position % 512)
+    for piece_size in (piece, len(data)):
+        assert summary(bytes(data), piece_size, plain=True) == summary(bytes(data), piece_size, plain=False)
+
+
+def test_plain_files_take_the_short_way() -> None:
+    data = pack(*((info(f"dir/{number}", uid=7, mtime=9), b"x" * number) for number in range(1000, 1020)))
+    taken = [(name, owner, times, len(content)) for name, owner, times, content in Reader(lambda: data).plain()]
+    assert not taken  # nothing is in memory yet
+    reader = Reader(iter([data, b""]).__next__)
+    assert reader.next()
+    taken = [(name, owner, times, len(content)) for name, owner, times, content in reader.plain()]
+    assert taken == [(b"dir/%d" % size, (0o644, 7, 0), (9 * 10**9,) * 2, size) for size in range(1001, 1020)]
+    assert reader.next() is None
