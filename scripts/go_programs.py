@@ -48,6 +48,7 @@ MODULES: dict[str, tuple[str, str, tuple[Program, ...]]] = {
         "CONTAINERD",
         (
             Program("containerd", "./cmd/containerd"),
+            Program("ctr", "./cmd/ctr"),
             Program("containerd-shim-runc-v2", "./cmd/containerd-shim-runc-v2"),
         ),
     ),
@@ -80,7 +81,7 @@ def build(name: str) -> Path:
     module, key, programs = MODULES[name]
     version = versions()[key]
     folder = WORK / "go" / f"{name}-{version}"
-    if folder.is_dir():
+    if all((folder / program.name).exists() for program in programs):
         return folder
     print(f"building {name} {version} (once)", file=sys.stderr)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +99,7 @@ def build(name: str) -> Path:
             _run([*command, "-o", str(built / program.name), program.package], cwd=source, static=program.static)
         for file in source.glob(WHOLE_FOLDERS[name][1]) if name in WHOLE_FOLDERS else ():
             shutil.copy(file, built)
+        shutil.rmtree(folder, ignore_errors=True)  # of when fewer programs were wanted
         built.rename(folder)
     return folder
 
