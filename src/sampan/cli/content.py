@@ -1,12 +1,23 @@
 """`sampan gc`, `sampan fsck`, `sampan content`: what is stored, why it is kept, and whether it is whole."""
 
+import shlex
+import subprocess
 import sys
+import tempfile
 
 import click
 
 from sampan.cli import render
 from sampan.cli.main import Globals
 from sampan.cli.session import open_engine
+from sampan.errors import InvalidInput, StageFailed
+from sampan.image.reference import Reference
+from sampan.spec import image as spec
+
+#: Most bytes that an editor is given.
+_EDIT_LIMIT = 16 << 20
+#: How long an edited blob that no image leads to yet is kept.
+_EDIT_SECONDS = 24 * 3600.0
 
 
 @click.command()
@@ -29,15 +40,20 @@ def gc(options: Globals, dry_run: bool, name: str) -> None:
 
 
 @click.command()
-@click.option("--repair", is_flag=True, help="Take damaged things away, so that the next pull brings them anew.")
+@click.option("--repair", is_flag=True, help="Fetch damaged blobs again, just those; apply damaged layers again.")
+@click.option("--offline", is_flag=True, help="Ask no registry: a damaged blob is only taken away.")
 @click.pass_obj
-def fsck(options: Globals, repair: bool) -> int:
+def fsck(options: Globals, repair: bool, offline: bool) -> int:
     """Check every blob and every unpacked layer against its digest."""
+    from sampan.registry.mending import fetcher
+
     with open_engine(options) as engine:
-        problems = engine.store.fsck(repair=repair)
+        fetch = fetcher(engine.store, engine.resolver) if repair and not offline else None
+        problems = engine.store.fsck(repair=repair, fetch=fetch)
     for problem in problems:
         state = "repaired" if problem.repaired else "damaged"
-        click.echo(f"{problem.kind} {problem.name}: {problem.what} ({state}; needed by {', '.join(problem.images)})")
+        needed = f"; needed by {', '.join(problem.images)}" if problem.images else ""
+        click.echo(f"{problem.kind} {problem.name}: {problem.what} ({state}{needed})")
     return 1 if any(not problem.repaired for problem in problems) else 0
 
 
@@ -98,3 +114,69 @@ def content_remove(options: Globals, digests: tuple[str, ...]) -> None:
         for digest in digests:
             engine.store.content.delete(digest)
             click.echo(digest)
+
+
+@content.command("label")
+@click.argument("digest")
+@click.argument("labels", nargs=-1, metavar="KEY=VALUE...")
+@click.pass_obj
+def content_label(options: Globals, digest: str, labels: tuple[str, ...]) -> None:
+    """Set a blob's labels, an empty VALUE removing one, and show them all."""
+    changes = {key: value or None for key, value in map(render.label, labels)}
+    with open_engine(options) as engine:
+        for key, value in sorted(engine.store.content.label(digest, changes).items()):
+            click.echo(f"{key}={value}")
+
+
+@content.command("edit")
+@click.option("--editor", envvar=["VISUAL", "EDITOR"], default="vi", metavar="COMMAND", help="[$VISUAL, $EDITOR, vi]")
+@click.option("--name", default="", metavar="IMAGE", help="Let this image's name lead to the edited manifest.")
+@click.argument("digest")
+@click.pass_obj
+def content_edit(options: Globals, editor: str, name: str, digest: str) -> None:
+    """Edit a small blob; what comes of it is a new blob, whose digest is printed.
+
+    A manifest, index or configuration is kept only if it still is one. A new blob that no image leads to is
+    collected after a day.
+    """
+    wanted = str(Reference.parse(name)) if name else ""
+    with open_engine(options) as engine:
+        content = engine.store.content
+        before = content.info(digest)
+        data = _edited(content.read(digest, _EDIT_LIMIT), editor)
+        _check_document(data, before.media_type)
+        if wanted and before.media_type not in spec.MANIFEST_TYPES | spec.INDEX_TYPES:
+            raise InvalidInput(f"{digest} is neither a manifest nor an index", field="--name")
+        # Not released: it expires.
+        lease = engine.store.leases(engine.namespace).create(expires_in=_EDIT_SECONDS)
+        made = content.put(data, before.media_type, lease=lease)
+        if wanted:
+            engine.store.images(engine.namespace).put(wanted, made)
+        click.echo(made.digest)
+
+
+def _edited(data: bytes, editor: str) -> bytes:
+    """What a person makes of ``data`` in an editor."""
+    with tempfile.NamedTemporaryFile(prefix="sampan-edit-", suffix=".json" if data[:1] in b"{[" else "") as file:
+        file.write(data)
+        file.flush()
+        try:
+            status = subprocess.run([*shlex.split(editor), file.name], check=False).returncode
+        except (OSError, ValueError) as error:
+            cause = error if isinstance(error, OSError) else OSError(22, str(error))
+            raise StageFailed(f'run the editor "{editor}"', cause) from error
+        if status:
+            raise InvalidInput(f'"{editor}" ended with status {status}; nothing was stored', field="--editor")
+        # Editors write a new file and rename it.
+        with open(file.name, "rb") as written:
+            result = written.read(_EDIT_LIMIT + 1)
+    if len(result) > _EDIT_LIMIT:
+        raise InvalidInput(f"has more than {_EDIT_LIMIT} bytes now", field="blob")
+    return result
+
+
+def _check_document(data: bytes, media_type: str) -> None:
+    if media_type in spec.MANIFEST_TYPES | spec.INDEX_TYPES:
+        spec.decode_manifest(data, media_type)
+    elif media_type in spec.CONFIG_TYPES:
+        spec.decode_config(data)

@@ -2,9 +2,13 @@
 
 import os
 import re
+from typing import TYPE_CHECKING
 
 from sampan.engine.model import Mount, PortMapping
 from sampan.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from sampan.registry.credentials import Credentials
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?", re.IGNORECASE)
 _FACTORS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -111,3 +115,21 @@ def environment(given: tuple[str, ...], files: tuple[str, ...]) -> tuple[tuple[s
         elif name in os.environ:
             pairs.append((name, os.environ[name]))
     return tuple(pairs)
+
+
+def credentials(text: str) -> "Credentials | None":
+    """``USER:PASSWORD``, the password asked for where it is left out; None for nothing.
+
+    Raises:
+        InvalidInput: There is no user.
+    """
+    if not text:
+        return None
+    import click
+
+    from sampan.registry.credentials import Credentials
+
+    user, colon, password = text.partition(":")
+    if not user:
+        raise InvalidInput("is not USER[:PASSWORD]", field="--creds")
+    return Credentials(user, password if colon else click.prompt("Password", hide_input=True, err=True))

@@ -1,15 +1,15 @@
-"""Commands on images: images, pull, push, tag, rmi, save, load, image inspect."""
+"""Commands on images: images, pull, push, tag, rmi, save, load; see image.py for the group `sampan image`."""
 
 import sys
-from typing import Any
 
 import click
 
+from sampan.cli import progress as showing
 from sampan.cli import render
+from sampan.cli.flags import credentials
 from sampan.cli.main import Globals, report
-from sampan.cli.progress import pull_with_progress, push_with_progress
 from sampan.cli.session import open_engine
-from sampan.errors import SampanError
+from sampan.errors import InvalidInput, SampanError
 from sampan.image.reference import Reference
 
 
@@ -50,25 +50,35 @@ def images(options: Globals, quiet: bool, digests: bool, no_trunc: bool, form: s
 
 @click.command()
 @click.option("--platform", default="", metavar="OS/ARCH", help="Another platform than this machine's.")
+@click.option("--creds", default="", metavar="USER[:PASSWORD]", help="For this registry, this time.")
 @click.option("-q", "--quiet", is_flag=True, help="Only the image's name.")
-@click.option("--progress", "form", type=click.Choice(["auto", "plain", "json"]), default="auto")
+@showing.option
 @click.argument("reference")
 @click.pass_obj
-def pull(options: Globals, platform: str, quiet: bool, form: str, reference: str) -> None:
+def pull(options: Globals, platform: str, creds: str, quiet: bool, form: str, reference: str) -> None:
     """Fetch an image from its registry."""
+    given = credentials(creds)
     with open_engine(options) as engine:
-        record = pull_with_progress(engine, reference, platform=platform, quiet=quiet, form=form)
+        record = showing.pull_with_progress(
+            engine, reference, platform=platform, form="none" if quiet else form, credentials=given
+        )
         click.echo(Reference.parse(reference) if quiet else record.repo_digests[0])
 
 
 @click.command()
+@click.option("--platform", default="", metavar="OS/ARCH", help="Of an index, only this one.")
+@click.option("--creds", default="", metavar="USER[:PASSWORD]", help="For this registry, this time.")
+@click.option("-q", "--quiet", is_flag=True, help="Only the digest.")
+@showing.option
 @click.argument("name")
 @click.argument("reference", default="")
 @click.pass_obj
-def push(options: Globals, name: str, reference: str) -> None:
+def push(options: Globals, platform: str, creds: str, quiet: bool, form: str, name: str, reference: str) -> None:
     """Send an image to its registry, or to that of REFERENCE."""
-    with open_engine(options) as engine:
-        click.echo(push_with_progress(engine, name, reference or name))
+    given = credentials(creds)
+    with open_engine(options) as engine, showing.shown("none" if quiet else form) as progress:
+        sent = engine.images.push(name, reference or name, credentials=given, progress=progress, platform=platform)
+    click.echo(sent)
 
 
 @click.command()
@@ -104,64 +114,25 @@ def rmi(options: Globals, names: tuple[str, ...]) -> int:
 
 
 @click.command()
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="File to write.")
+@click.option("-o", "--output", default="", type=click.Path(dir_okay=False), help="File to write. [standard output]")
 @click.argument("names", nargs=-1, required=True)
 @click.pass_obj
 def save(options: Globals, output: str, names: tuple[str, ...]) -> None:
     """Write images into an archive that OCI's and Docker's tools read."""
+    if not output and sys.stdout.isatty():
+        raise InvalidInput("is a terminal: name a file with --output", field="standard output")
     with open_engine(options) as engine:
-        engine.images.save(names, output)
+        engine.images.save(names, output or sys.stdout.buffer)
+        sys.stdout.flush()
 
 
 @click.command()
-@click.option("-i", "--input", "source", required=True, type=click.Path(exists=True), help="Archive.")
+@click.option("-i", "--input", "source", default="", type=click.Path(dir_okay=False), help="[standard input]")
 @click.pass_obj
 def load(options: Globals, source: str) -> None:
-    """Read images from an archive, OCI's or Docker's."""
+    """Read images from an archive, OCI's or Docker's, compressed or not."""
+    if not source and sys.stdin.isatty():
+        raise InvalidInput("is a terminal: name a file with --input", field="standard input")
     with open_engine(options) as engine:
-        for name in engine.images.load(source):
+        for name in engine.images.load(source or sys.stdin.buffer):
             click.echo(f"Loaded: {name}")
-
-
-@click.group()
-def image() -> None:
-    """Look into images and copy them between places."""
-
-
-@image.command("inspect")
-@click.option("--raw", is_flag=True, help="The manifest or index, byte for byte.")
-@click.option("--config", "configuration", is_flag=True, help="The configuration.")
-@click.argument("name")
-@click.pass_obj
-def image_inspect(options: Globals, raw: bool, configuration: bool, name: str) -> None:
-    """Show an image's parts."""
-    with open_engine(options) as engine:
-        found = engine.images.resolve(name)
-        if raw:
-            sys.stdout.buffer.write(engine.store.content.read(found.target_digest))
-        elif configuration:
-            render.document(found.config)
-        else:
-            document: dict[str, Any] = {"image": found.record, "manifest": found.manifest, "config": found.config}
-            render.document(document)
-
-
-@image.command("copy")
-@click.option("--platform", default="", metavar="OS/ARCH", help="Of an index, only this one.")
-@click.argument("source")
-@click.argument("destination")
-@click.pass_obj
-def image_copy(options: Globals, platform: str, source: str, destination: str) -> None:
-    """Copy an image between docker://, oci:, oci-archive:, docker-archive:, dir: and store: places."""
-    from sampan.registry.copying import copy
-
-    with open_engine(options) as engine:
-        copied = copy(
-            source,
-            destination,
-            resolver=engine.resolver,
-            store=engine.store,
-            namespace=engine.namespace,
-            platform=platform or None,
-        )
-        click.echo(copied.digest)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import click
 
 from sampan import __version__
-from sampan.errors import SampanError
+from sampan.errors import SampanError, StageFailed
 
 #: Command -> module and attribute that is its click command.
 _COMMANDS = {
@@ -21,7 +21,7 @@ _COMMANDS = {
     "exec": "sampan.cli.containers:exec_command",
     "fsck": "sampan.cli.content:fsck",
     "gc": "sampan.cli.content:gc",
-    "image": "sampan.cli.images:image",
+    "image": "sampan.cli.image:image",
     "images": "sampan.cli.images:images",
     "inspect": "sampan.cli.containers:inspect",
     "kill": "sampan.cli.containers:kill",
@@ -104,6 +104,9 @@ def main() -> None:
         # The reader of our output has gone; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = 141
+    except OSError as error:
+        # A system call that no layer gave a name: still one line.
+        status = report(StageFailed("run the command", error))
     sys.exit(status if isinstance(status, int) else 0)
 
 

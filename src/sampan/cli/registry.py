@@ -5,8 +5,12 @@ import sys
 import click
 
 from sampan.cli import render
+from sampan.cli.flags import credentials
 from sampan.cli.main import Globals
 from sampan.cli.session import open_engine
+from sampan.image.reference import Reference
+
+_creds = click.option("--creds", default="", metavar="USER[:PASSWORD]", help="For this registry, this time.")
 
 
 @click.command()
@@ -39,7 +43,7 @@ def logout(registry: str) -> None:
 
 @click.group()
 def registry() -> None:
-    """See how registries are reached."""
+    """See how registries are reached, and what they have."""
 
 
 @registry.command("explain")
@@ -54,3 +58,62 @@ def explain(options: Globals, form: str, image: str) -> None:
         render.document(explanation)
     else:
         click.echo("\n".join(explanation.lines()))
+
+
+@registry.command("resolve")
+@_creds
+@click.argument("image")
+@click.pass_obj
+def resolve(options: Globals, creds: str, image: str) -> None:
+    """Ask which digest an image's name has."""
+    with open_engine(options) as engine:
+        target = engine.resolver.repository(image, credentials=credentials(creds)).resolve()
+    render.document(target)
+
+
+@registry.command("tags")
+@_creds
+@click.argument("repository")
+@click.pass_obj
+def tags(options: Globals, creds: str, repository: str) -> None:
+    """List the tags of a repository."""
+    with open_engine(options) as engine:
+        reference = Reference.parse(repository, default_tag="")
+        for tag in engine.resolver.repository(reference, credentials=credentials(creds)).tags():
+            click.echo(tag)
+
+
+@registry.command("repositories")
+@_creds
+@click.argument("registry")
+@click.pass_obj
+def repositories(options: Globals, creds: str, registry: str) -> None:
+    """List the repositories that a registry tells of."""
+    with open_engine(options) as engine:
+        for name in engine.resolver.registry(registry, credentials=credentials(creds)).catalog():
+            click.echo(name)
+
+
+@registry.command("referrers")
+@_creds
+@click.option("--artifact-type", default="", help="Only of this type.")
+@click.argument("image")
+@click.pass_obj
+def referrers(options: Globals, creds: str, artifact_type: str, image: str) -> None:
+    """List what refers to an image: signatures, attestations and other artifacts."""
+    with open_engine(options) as engine:
+        repository = engine.resolver.repository(image, credentials=credentials(creds))
+        render.document(repository.referrers(repository.resolve().digest, artifact_type))
+
+
+@registry.command("delete")
+@_creds
+@click.argument("image")
+@click.pass_obj
+def delete(options: Globals, creds: str, image: str) -> None:
+    """Delete a manifest from its registry, with every tag that leads to it."""
+    with open_engine(options) as engine:
+        repository = engine.resolver.repository(image, credentials=credentials(creds))
+        digest = repository.pusher().resolve(repository.reference.target).digest
+        repository.delete(digest)
+    click.echo(digest)

@@ -47,3 +47,11 @@ def _plural(count: int, noun: str) -> str:
 def document(value: Any) -> None:
     """Print a value as indented JSON."""
     click.echo(json.dumps(msgspec.to_builtins(value), indent=4, ensure_ascii=False))
+
+
+def label(text: str) -> tuple[str, str]:
+    """The key and the value of ``KEY=VALUE``."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise click.BadParameter(f'"{text}" is not KEY=VALUE')
+    return key, value

@@ -1,15 +1,17 @@
 """Images of one namespace: pulled, listed, resolved from whatever a user calls them, removed."""
 
 import builtins
+import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from sampan.engine.model import ContainerRecord, ImageRecord
-from sampan.errors import InvalidInput, NotFound, StageFailed
+from sampan.errors import Exhausted, InvalidInput, NotFound, StageFailed
 from sampan.image.reference import Reference
 from sampan.spec import image as spec
 from sampan.storage import transfer
@@ -93,56 +95,92 @@ class Images:
         )
         return self._record(pulled.target.digest)
 
-    def push(self, name: str, reference: str, *, progress: Callable[[Any], None] | None = None) -> str:
+    def push(
+        self,
+        name: str,
+        reference: str,
+        *,
+        credentials: "Credentials | None" = None,
+        progress: Callable[[Any], None] | None = None,
+        platform: str = "",
+    ) -> str:
         """Send an image to a registry; the digest that it has there.
 
         Args:
             name: One of its names.
             reference: What it is to be called in the registry.
+            credentials: The caller's own, for the registry.
             progress: Called with each event.
+            platform: Of an index, send this one alone.
         """
         from sampan.registry import push
 
         engine = self._engine
         source = str(Reference.parse(name))
-        sent = push(engine.store, engine.namespace, source, engine.resolver, reference=reference, progress=progress)
+        sent = push(
+            engine.store,
+            engine.namespace,
+            source,
+            engine.resolver,
+            reference=reference,
+            platform=platform or None,
+            credentials=credentials,
+            progress=progress,
+        )
         return str(sent.digest)
 
-    def save(self, names: Sequence[str], path: str) -> None:
+    def save(self, names: Sequence[str], output: str | IO[bytes]) -> None:
         """Write images into an archive that OCI's and Docker's tools read.
 
         Args:
             names: Images, by name.
-            path: The file, which appears whole or not at all.
+            output: A file, which appears whole or not at all, or a stream.
 
         Raises:
             NotFound: An image is not there, or not complete.
-            StageFailed: The file can't be written.
+            Exhausted: The disk is full.
+            StageFailed: It can't be written.
         """
         canonical = [str(Reference.parse(name)) for name in names]
-        partial = f"{path}.partial"
+        if not isinstance(output, str):
+            self._write(canonical, output, "standard output")
+            return
+        partial = f"{output}.partial"
         try:
-            with open(partial, "wb") as file:
-                transfer.save(self._engine.store, self._engine.namespace, canonical, file.write)
-            os.rename(partial, path)
-        except OSError as error:
-            raise StageFailed("write the archive", error, path=path) from error
+            with _writing(output), open(partial, "wb") as file:
+                self._write(canonical, file, output)
+                file.flush()
+                os.fsync(file.fileno())
+            with _writing(output):
+                os.rename(partial, output)
         finally:
             if os.path.exists(partial):
                 os.unlink(partial)
 
-    def load(self, path: str) -> "builtins.list[str]":
+    def _write(self, names: "builtins.list[str]", file: IO[bytes], where: str) -> None:
+        with _writing(where):
+            transfer.save(self._engine.store, self._engine.namespace, names, file.write)
+
+    def load(self, source: str | IO[bytes]) -> "builtins.list[str]":
         """Read images from an archive, compressed or not; their names.
+
+        Args:
+            source: A file, or a stream.
 
         Raises:
             Corrupt: It is no archive of images.
+            Exhausted: The disk is full.
             StageFailed: It can't be read.
         """
-        try:
-            with open(path, "rb") as file:
-                loaded = transfer.load(self._engine.store, self._engine.namespace, file.read)
-        except OSError as error:
-            raise StageFailed("read the archive", error, path=path) from error
+        store, namespace = self._engine.store, self._engine.namespace
+        if not isinstance(source, str):
+            loaded = transfer.load(store, namespace, source.read)
+        else:
+            try:
+                with open(source, "rb") as file:
+                    loaded = transfer.load(store, namespace, file.read)
+            except OSError as error:
+                raise StageFailed("read the archive", error, path=source) from error
         return [one.name or one.target.digest for one in loaded]
 
     def list(self, reference: str = "") -> "builtins.list[ImageRecord]":
@@ -176,6 +214,11 @@ class Images:
         digest = self._find(reference)
         content = self._content(digest)
         return ResolvedImage(self._record(digest), content.manifest, content.config, digest)
+
+    def target(self, reference: str) -> spec.Descriptor:
+        """What a name, a digest or an id leads to: an index or a manifest, whatever its platforms; see :meth:`get`."""
+        info = self._engine.store.content.info(self._find(reference))
+        return spec.Descriptor(media_type=info.media_type, digest=info.digest, size=info.size)
 
     def _find(self, reference: str) -> str:
         """Digest of the target that ``reference`` leads to."""
@@ -287,9 +330,7 @@ class Images:
 
     def tag(self, source: str, name: str) -> None:
         """Give the image ``source`` a further name."""
-        info = self._engine.store.content.info(self._find(source))
-        target = spec.Descriptor(media_type=info.media_type, digest=info.digest, size=info.size)
-        self._names().put(str(Reference.parse(name)), target)
+        self._names().put(str(Reference.parse(name)), self.target(source))
 
     def _same_image(self, digest: str, image_id: str) -> bool:
         try:
@@ -328,6 +369,18 @@ class Images:
                 total += used.bytes
                 inodes += used.inodes
         return ImageUsage(os.path.join(self._engine.config.root, "snapshots"), total, inodes)
+
+
+@contextmanager
+def _writing(where: str) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # whoever read our output has enough
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Exhausted(f"{where}: no space left to write the archive") from error
+        raise StageFailed("write the archive", error, path=where) from error
 
 
 def _nanoseconds(moment: Any) -> int:

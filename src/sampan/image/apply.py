@@ -541,7 +541,7 @@ def _remove_directory(parent: int, base: bytes, depth: int) -> None:
 
 def _failed(name: bytes, error: OSError) -> SampanError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Exhausted(f'layer: no space is left at "{show(name)}"', hint="free some, or run `sampan system gc`")
+        return Exhausted(f'layer: no space is left at "{show(name)}"', hint="free some, or run `sampan gc`")
     if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ERANGE):
         return Corrupt(f'layer: entry "{show(name)}": {error.strerror}')
     return StageFailed(f'apply entry "{show(name)}"', OSError(error.errno, error.strerror))

@@ -11,7 +11,7 @@ import hashlib
 import os
 from _queue import SimpleQueue
 
-from sampan.errors import Corrupt, Exhausted, Unavailable, Unsupported
+from sampan.errors import Corrupt, Unavailable, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,19 +131,12 @@ class TarStream:
             for piece in inflate(self._source.read):
                 self._hash.update(piece)
                 self.size += len(piece)
-                self._check()
+                self._limits.check(self.size, self._source.seen)
                 self._credit.get()
                 self._queue.put(piece)
             self._queue.put(b"")
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that pulls
             self._queue.put(error)
-
-    def _check(self) -> None:
-        limits = self._limits
-        if self.size > limits.size:
-            raise Exhausted(f"layer: expands to more than {limits.size} bytes")
-        if self.size > limits.ratio_floor and self.size > limits.ratio * self._source.seen:
-            raise Exhausted(f"layer: expands to more than {limits.ratio} times its size", hint="a decompression bomb?")
 
 
 def inflate(read: Callable[[int], bytes]) -> Iterator[bytes]:
@@ -166,6 +159,29 @@ def inflate(read: Callable[[int], bytes]) -> Iterator[bytes]:
     if kind:
         raise Unsupported(f"layer: compressed with {kind}; layers are tar, gzip or zstd")
     return _plain(first, read)
+
+
+def bounded(read: Callable[[int], bytes], limits: Limits | None = None) -> Iterator[bytes]:
+    """:func:`inflate` for what is no layer and has no :class:`TarStream`: an archive of images.
+
+    Raises:
+        Exhausted: There is more than the limits allow.
+    """
+    from sampan.image.tar import Limits
+
+    bounds = limits or Limits()
+    seen = size = 0
+
+    def counted(wanted: int) -> bytes:
+        nonlocal seen
+        data = read(wanted)
+        seen += len(data)
+        return data
+
+    for piece in inflate(counted):
+        size += len(piece)
+        bounds.check(size, seen)
+        yield piece
 
 
 def _plain(data: bytes, read: Callable[[int], bytes]) -> Iterator[bytes]:

@@ -88,6 +88,17 @@ class Limits:
         self.ratio_floor = ratio_floor
         self.xattrs = xattrs
 
+    def check(self, size: int, compressed: int) -> None:
+        """See whether ``compressed`` bytes may have become ``size`` ones.
+
+        Raises:
+            Exhausted: They may not.
+        """
+        if size > self.size:
+            raise Exhausted(f"layer: expands to more than {self.size} bytes")
+        if size > self.ratio_floor and size > self.ratio * compressed:
+            raise Exhausted(f"layer: expands to more than {self.ratio} times its size", hint="a decompression bomb?")
+
 
 class Entry:
     """One member. Times in nanoseconds; ``size`` is that of the file, ``stored`` of its data in the archive."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sampan.errors import Corrupt, InvalidInput, SampanError
 from sampan.image.reference import Reference
+from sampan.registry.converting import Form, converted, has_form
 from sampan.registry.credentials import Credentials
 from sampan.registry.places.directory import DirectorySink, DirectorySource
 from sampan.registry.places.docker_archive import DockerArchiveSink, DockerArchiveSource
@@ -41,6 +42,7 @@ def copy(
     store: "Store | None" = None,
     namespace: str = "default",
     platform: str | Platform | None = None,
+    form: Form | None = None,
     source_credentials: Credentials | None = None,
     destination_credentials: Credentials | None = None,
     progress: Callback | None = None,
@@ -54,6 +56,7 @@ def copy(
         store: For ``store:``.
         namespace: Whose names ``store:`` means.
         platform: Of an index, copy this one alone; by default the whole index.
+        form: ``oci`` or ``docker``: write documents in this form, with new digests; by default each keeps its own.
         source_credentials: The caller's own, for the source.
         destination_credentials: The caller's own, for the destination.
         progress: Called with each event.
@@ -77,7 +80,7 @@ def copy(
     ):
         target = opened.target()
         reporter.tell("resolved", digest=target.digest, total=target.size)
-        copied = copy_document(opened, sink, reporter, target, wanted, 0)
+        copied = _Copy(opened, sink, reporter, form).document(target, wanted, 0)
         sink.finish(copied)
     reporter.tell("done", digest=copied.digest)
     return copied
@@ -104,6 +107,18 @@ def split_name(details: str) -> tuple[str, str]:
     if colon and not name:
         raise InvalidInput("says no name after the colon", field=details)
     return path, name
+
+
+def open_source(
+    text: str,
+    *,
+    resolver: Resolver,
+    store: "Store | None" = None,
+    namespace: str = "default",
+    credentials: Credentials | None = None,
+) -> Source:
+    """An image at a place, to be read; the caller closes it. See :func:`copy` for the arguments and errors."""
+    return _Maker(resolver, store, namespace, Reporter(text, None)).source(text, credentials)
 
 
 class _Maker:
@@ -155,37 +170,44 @@ def _full_name(name: str) -> str:
         return ""
 
 
-def copy_document(
-    source: Source, sink: Sink, reporter: Reporter, descriptor: Descriptor, platform: Platform | None, depth: int
-) -> Descriptor:
-    """Copy a manifest or index after all that it speaks of; returns what was copied: one platform's, if chosen."""
-    if depth > _DEPTH_LIMIT:
-        raise Corrupt(f"indexes are nested more than {_DEPTH_LIMIT} deep")
-    data = b"".join(_checked(descriptor, iter([source.document(descriptor)])))
-    document = decode_manifest(data, descriptor.media_type)
-    if isinstance(document, Index):
-        if platform is not None:
-            chosen = select_platform(document, platform)
-            return copy_document(source, sink, reporter, chosen, platform, depth + 1)
-        for child in document.manifests:
-            copy_document(source, sink, reporter, child, None, depth + 1)
-    else:
-        for blob in {part.digest: part for part in (*document.layers, document.config)}.values():
-            if blob.media_type not in FOREIGN_LAYER_TYPES:
-                _copy_blob(source, sink, reporter, blob)
-    sink.put_document(descriptor, data)
-    return descriptor
+class _Copy:
+    """One image's way from a source to a sink."""
+
+    def __init__(self, source: Source, sink: Sink, reporter: Reporter, form: Form | None) -> None:
+        self._source = source
+        self._sink = sink
+        self._reporter = reporter
+        self._form = form
+
+    def document(self, descriptor: Descriptor, platform: Platform | None, depth: int) -> Descriptor:
+        """Copy a manifest or index after all that it speaks of; returns what was written: one platform's, if chosen."""
+        if depth > _DEPTH_LIMIT:
+            raise Corrupt(f"indexes are nested more than {_DEPTH_LIMIT} deep")
+        data = b"".join(checked(descriptor, iter([self._source.document(descriptor)])))
+        document = decode_manifest(data, descriptor.media_type)
+        children: dict[str, Descriptor] = {}
+        if isinstance(document, Index):
+            if platform is not None:
+                return self.document(select_platform(document, platform), platform, depth + 1)
+            children = {child.digest: self.document(child, None, depth + 1) for child in document.manifests}
+        else:
+            for blob in {part.digest: part for part in (*document.layers, document.config)}.values():
+                if blob.media_type not in FOREIGN_LAYER_TYPES:
+                    self._blob(blob)
+        if self._form and not has_form(descriptor, document, self._form):
+            descriptor, data = converted(document, self._form, children)
+        self._sink.put_document(descriptor, data)
+        return descriptor
+
+    def _blob(self, blob: Descriptor) -> None:
+        if self._sink.has(blob):
+            self._reporter.tell("exists", digest=blob.digest, offset=blob.size, total=blob.size)
+            return
+        self._sink.put_blob(blob, checked(blob, self._source.blob(blob)))
+        self._reporter.tell("downloaded", digest=blob.digest, offset=blob.size, total=blob.size)
 
 
-def _copy_blob(source: Source, sink: Sink, reporter: Reporter, blob: Descriptor) -> None:
-    if sink.has(blob):
-        reporter.tell("exists", digest=blob.digest, offset=blob.size, total=blob.size)
-        return
-    sink.put_blob(blob, _checked(blob, source.blob(blob)))
-    reporter.tell("downloaded", digest=blob.digest, offset=blob.size, total=blob.size)
-
-
-def _checked(descriptor: Descriptor, data: Iterator[bytes]) -> Iterator[bytes]:
+def checked(descriptor: Descriptor, data: Iterator[bytes]) -> Iterator[bytes]:
     """The same bytes; raises at the end, or as soon as they are too many, if they are not what was promised."""
     algorithm, expected = check_digest(descriptor.digest)
     found, size = hashlib.new(algorithm), 0

@@ -107,8 +107,7 @@ def _missing_blobs(store: "Store", needs: _Needs, known: set[str], fetch: Fetch 
         if digest not in known and not store.content.exists(digest):
             problem = Problem("content", digest, f"content {digest}: is missing", needs.images.get(digest, []))
             if fetch is not None:
-                fetch(descriptor, problem.images)
-                problem.repaired = store.content.exists(digest)
+                _fetch(store, problem, descriptor, fetch)
             problems.append(problem)
     return problems
 
@@ -119,8 +118,16 @@ def _repair_blob(store: "Store", problem: Problem, needs: _Needs, fetch: Fetch |
     if descriptor is None:
         problem.repaired = True  # nothing needs it
     elif fetch is not None:
+        _fetch(store, problem, descriptor, fetch)
+
+
+def _fetch(store: "Store", problem: Problem, descriptor: Descriptor, fetch: Fetch) -> None:
+    """Get a blob again; that it can't be had is part of the problem, and no reason to leave others unchecked."""
+    try:
         fetch(descriptor, problem.images)
-        problem.repaired = store.content.exists(problem.name)
+    except SampanError as error:
+        problem.what += f"; {error}"
+    problem.repaired = store.content.exists(problem.name)
 
 
 def _needs(store: "Store") -> _Needs:
@@ -224,6 +231,8 @@ def _one_difference(stored: str, fresh: str) -> str:
         expected.st_rdev,
     ):
         return "has another type, mode or owner"
+    if _attributes(stored) != _attributes(fresh):
+        return "has other extended attributes"
     if stat.S_ISDIR(expected.st_mode):
         return ""
     if (found.st_size, found.st_mtime_ns) != (expected.st_size, expected.st_mtime_ns):
@@ -233,6 +242,12 @@ def _one_difference(stored: str, fresh: str) -> str:
     if stat.S_ISREG(expected.st_mode) and not _same_content(stored, fresh):
         return "has other content"
     return ""
+
+
+def _attributes(path: str) -> dict[str, bytes]:
+    """Extended attributes but overlayfs's own, which depend on the layers below."""
+    names = (name for name in os.listxattr(path, follow_symlinks=False) if ".overlay." not in name)
+    return {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
 
 
 def _same_content(one: str, two: str) -> bool:

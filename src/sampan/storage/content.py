@@ -111,7 +111,7 @@ class Content:
         try:
             return open(self.path(digest), "rb")
         except FileNotFoundError:
-            raise Corrupt(f"content {digest}: its file is gone", hint="run `sampan system fsck --repair`") from None
+            raise Corrupt(f"content {digest}: its file is gone", hint="run `sampan fsck --repair`") from None
         except OSError as error:
             raise StageFailed("open content", error) from error
 
@@ -448,9 +448,7 @@ class VerifiedReader:
         if self._seen > self._size or (not data and self._seen != self._size):
             raise Corrupt(f"content {self._digest}: has not the {self._size} bytes promised")
         if not data and self._hash.hexdigest() != self._digest.partition(":")[2]:
-            raise Corrupt(
-                f"content {self._digest}: the stored bytes have another digest", hint="run `sampan system fsck`"
-            )
+            raise Corrupt(f"content {self._digest}: the stored bytes have another digest", hint="run `sampan fsck`")
         return data
 
     def chunks(self, size: int = _CHUNK) -> Iterator[bytes]:
@@ -496,5 +494,5 @@ def _sync_directory(path: str) -> None:
 
 def _write_failed(stage: str, error: OSError) -> Exhausted | StageFailed:
     if error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return Exhausted(f"{stage}: {error.strerror}", hint="free some space, or run `sampan system gc`")
+        return Exhausted(f"{stage}: {error.strerror}", hint="free some space, or run `sampan gc`")
     return StageFailed(stage, error)

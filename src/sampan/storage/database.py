@@ -205,7 +205,7 @@ def translate(error: sqlite3.Error, path: str) -> SampanError:
     """SQLite's error as one of ours."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
-        return Exhausted(f"{path}: no space is left", hint="free some, or run `sampan system gc`")
+        return Exhausted(f"{path}: no space is left", hint="free some, or run `sampan gc`")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return TimedOut(f"{path}: locked by another process for {BUSY_SECONDS:.0f} s")
     return SampanError(f"{path}: {error}")

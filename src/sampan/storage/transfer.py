@@ -12,9 +12,9 @@ from typing import IO
 
 import msgspec
 
-from sampan.errors import Corrupt, Exhausted, InvalidInput, NotFound
+from sampan.errors import Corrupt, Exhausted, InvalidInput, NotFound, Unsupported
 from sampan.image import tar
-from sampan.image.decompress import inflate
+from sampan.image.decompress import bounded
 from sampan.image.layout import REF_NAME
 from sampan.image.model import Image, ImageIndex, at
 from sampan.image.pack import Writer as TarWriter
@@ -225,7 +225,11 @@ def load(
         Corrupt: It is no image archive, or a damaged one; nothing has been named.
     """
     with store.leases(namespace).create(expires_in=lease_seconds) as lease:
-        archive = _read_members(store, inflate(read), lease)
+        try:
+            archive = _read_members(store, bounded(read), lease)
+        except (Corrupt, Exhausted, Unsupported) as error:
+            # The reader of layers reads archives, too, and doesn't know which it has.
+            raise type(error)(error.message.replace("layer: ", "image archive: ", 1), hint=error.hint) from None
         if "index.json" in archive.files:
             loaded = _from_layout(store, archive)
         elif "manifest.json" in archive.files:

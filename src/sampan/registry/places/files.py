@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO
 
 from sampan.errors import Corrupt, Exhausted, NotFound, SampanError, StageFailed
-from sampan.image.decompress import inflate
+from sampan.image.decompress import bounded
 
 CHUNK = 1 << 20
 _MEMBERS_LIMIT = 100_000
@@ -97,7 +97,7 @@ class Archive:
     def _expanded(file: IO[bytes]) -> IO[bytes]:
         file.seek(0)
         whole = tempfile.TemporaryFile(prefix="sampan-archive-")
-        whole.writelines(inflate(file.read))
+        whole.writelines(bounded(file.read))
         whole.flush()
         return whole
 

@@ -20,12 +20,12 @@ def stored_name(text: str) -> str:
 
 
 class StoreSource:
-    """An image of a namespace."""
+    """An image of a namespace, by name, or by ``target`` whatever its name is."""
 
-    def __init__(self, store: "Store", namespace: str, name: str) -> None:
+    def __init__(self, store: "Store", namespace: str, name: str, target: Descriptor | None = None) -> None:
         self._store = store
         self._name = name
-        self._target = store.images(namespace).get(stored_name(name)).target
+        self._target = target or store.images(namespace).get(stored_name(name)).target
 
     def target(self) -> Descriptor:
         """See :class:`~sampan.registry.places.interface.Source`."""
