@@ -26,17 +26,26 @@ def network_list(options: Globals, quiet: bool) -> None:
             for one in found:
                 click.echo(one.name)
             return
-        render.table(("NAME", "FILE"), [(one.name, one.path or "(built in)") for one in found])
+        rows = []
+        for one in found:
+            subnets = " ".join(map(str, net.subnets(one)))
+            count = len(net.members(engine.networks, one.name))
+            kinds = "+".join(str(plugin["type"]) for plugin in one.plugins)
+            rows.append((one.name, kinds, subnets or "-", str(count), one.path or "(built in)"))
+        render.table(("NAME", "PLUGINS", "SUBNETS", "CONTAINERS", "FILE"), rows)
+        for fault in engine.networks.faults():
+            click.echo(f"sampan: {fault}", err=True)
 
 
 @network.command("inspect")
 @click.argument("name")
 @click.pass_obj
 def network_inspect(options: Globals, name: str) -> None:
-    """Show a network's conflist."""
+    """Show a network's conflist, and who is on it."""
     with open_engine(options) as engine:
         found = engine.networks.get(name)
-        render.document(found.document)
+        on_it = net.members(engine.networks, found.name)
+        render.document({"file": found.path, "conflist": found.document, "containers": on_it})
 
 
 @network.command("create")

@@ -59,7 +59,9 @@ RUN_LABEL = "sampan/run"
 @click.option("--cpu-shares", type=int, default=None, help="Relative weight.")
 @click.option("--cpuset-cpus", default="", metavar="LIST", help="Processors to run on, such as 0-1.")
 @click.option("--pids-limit", type=int, default=None, help="Most processes and threads.")
-@click.option("--network", "--net", "network", default="bridge", help="bridge, none, host, or a network's name.")
+@click.option(
+    "--network", "--net", "network", multiple=True, help="bridge, none, host, or a network's name; again for more."
+)
 @click.option("--pid", default="", metavar="host", help="Use the machine's processes.")
 @click.option("--ipc", default="", metavar="host", help="Use the machine's IPC.")
 @click.option("-p", "--publish", multiple=True, metavar="[IP:][HOST:]PORT", help="Lead a port of the machine to it.")
@@ -152,8 +154,10 @@ def remove_pod(engine: Engine, pod: PodRecord) -> None:
 
 def pod_spec(name: str, namespace: str, given: dict[str, Any]) -> PodSpec:
     """The pod of one container that `run` makes."""
-    network = given["network"]
-    mode = "node" if network == "host" else "pod"
+    asked = given["network"] or ("bridge",)
+    if len(asked) > 1 and ("host" in asked or "none" in asked):
+        raise InvalidInput("host and none stand alone", field="network")
+    mode = "node" if asked == ("host",) else "pod"
     return PodSpec(
         metadata=Metadata(name=name, namespace=namespace),
         hostname=given["hostname"],
@@ -164,7 +168,7 @@ def pod_spec(name: str, namespace: str, given: dict[str, Any]) -> PodSpec:
             network=mode,  # type: ignore[arg-type]
             ipc="node" if given["ipc"] == "host" else "pod",
         ),
-        network="" if network in ("bridge", "host") else network,
+        network=",".join("" if name in ("bridge", "host") else name for name in asked),
         handler=given["runtime"],
     )
 

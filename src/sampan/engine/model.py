@@ -162,7 +162,7 @@ class PodSpec(msgspec.Struct, frozen=True):
     resources: Resources | None = None
     #: Runtime handler; empty is the configured default.
     handler: str = ""
-    #: ``none``: no interface but loopback; ``host``: the machine's; a conflist's name; empty: the default network.
+    #: ``none``: no interface but loopback; else names of networks by comma, of which the empty one is the default.
     network: str = ""
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from sampan import network
 from sampan.cgroup import open_group
-from sampan.engine import checks, podfiles
+from sampan.engine import checks, joining, podfiles
 from sampan.engine.model import Metadata, PodRecord, PodSpec, Resources
 from sampan.engine.mounts import oci_mappings
 from sampan.engine.records import Flights, new_id
@@ -97,9 +97,10 @@ class Pods:
             )
             pod.namespace_paths = dict(made["paths"])
             pod.pause_pid = int(made["pause_pid"])
-            self._attach(pod)
+            attached = self._attach(pod)
             files = engine.layout.files(pod.id)
             podfiles.write(files, spec, hostname, pod.ips, spec.dns)
+            self._publish(pod, f"{files}/hosts", attached)
             if spec.namespaces.ipc != "node":
                 podfiles.mount_shm(files, engine.config.shm_size)
             pod.state = "ready"
@@ -110,18 +111,19 @@ class Pods:
         engine.watch_pod(pod.id)
         return pod
 
-    def _attach(self, pod: PodRecord) -> None:
+    def _attach(self, pod: PodRecord) -> network.Attached | None:
         """Give the pod its network: addresses, and ports of the machine."""
         spec = pod.spec
         if spec.namespaces.network != "pod" or spec.network == "none":
-            return
+            return None
         metadata = spec.metadata
         result = network.attach(
             self._engine.networks,
             network.Attachment(
                 container_id=pod.id,
                 netns=pod.namespace_paths["network"],
-                networks=(spec.network,),
+                networks=joining.names(spec),
+                bandwidth=joining.bandwidth(spec.annotations),
                 args={
                     "K8S_POD_NAMESPACE": metadata.namespace,
                     "K8S_POD_NAME": metadata.name,
@@ -146,6 +148,17 @@ class Pods:
         )
         pod.ips = tuple(result.addresses)
         pod.network_result = dict(result.as_dict())
+        return result
+
+    def _publish(self, pod: PodRecord, hosts: str, attached: network.Attached | None) -> None:
+        """On networks that were asked for by name, containers find each other by theirs: in their hosts files."""
+        spec = pod.spec
+        if attached is None:
+            return
+        addresses = {name: attached.addresses_on(position) for position, name in enumerate(joining.names(spec)) if name}
+        if addresses:
+            state, called = self._engine.networks.state, (spec.metadata.name, spec.hostname)
+            network.publish_names(state, pod.id, addresses, called, hosts, self._engine.namespace)
 
     def stop(self, pod_id: str) -> None:
         """End every container of the pod at once and take its network and namespaces; stopped already is no error.

@@ -8,7 +8,8 @@ process. "The machine" means the network namespace of the calling thread.
 from sampan.network.attach import Attached, Attachment, Bandwidth, Dns, PortMapping, attach, check, detach
 from sampan.network.config import NetworkList, Networks
 from sampan.network.execution import PluginFailed
-from sampan.network.manage import Reconciled, Status, create, reconcile, remove, status, tidy
+from sampan.network.manage import Member, Reconciled, Status, create, members, reconcile, remove, status, subnets, tidy
+from sampan.network.names import publish as publish_names
 from sampan.network.state import State
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Attachment",
     "Bandwidth",
     "Dns",
+    "Member",
     "NetworkList",
     "Networks",
     "PluginFailed",
@@ -27,9 +29,12 @@ __all__ = [
     "create",
     "detach",
     "load",
+    "members",
+    "publish_names",
     "reconcile",
     "remove",
     "status",
+    "subnets",
     "tidy",
 ]
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from sampan.errors import InvalidInput, NotFound, SampanError, Unsupported
-from sampan.network import execution, leases, plugins
+from sampan.network import execution, leases, names, plugins
 from sampan.network.call import Call, Session, decode
 from sampan.network.config import NetworkList, Networks, external
 from sampan.network.state import SHARED, Owner
@@ -86,13 +86,17 @@ class Attached(msgspec.Struct, frozen=True):
     @property
     def addresses(self) -> tuple[str, ...]:
         """Addresses of the container, without prefix lengths; the first is the pod's IP."""
+        return tuple(address for position in range(len(self.results)) for address in self.addresses_on(position))
+
+    def addresses_on(self, position: int) -> tuple[str, ...]:
+        """Those on one of the networks, by its position among those asked for."""
         found: list[str] = []
-        for result in self.results:
-            for config in result.ips:
-                at = config.interface
-                inside = at is None or at >= len(result.interfaces) or result.interfaces[at].sandbox
-                if inside:
-                    found.append(config.address.split("/")[0])
+        result = self.results[position]
+        for config in result.ips:
+            at = config.interface
+            inside = at is None or at >= len(result.interfaces) or result.interfaces[at].sandbox
+            if inside:
+                found.append(config.address.split("/")[0])
         return tuple(found)
 
     @property
@@ -116,9 +120,9 @@ def attach(networks: Networks, attachment: Attachment) -> Attached:
     """
     _check_id(attachment.container_id)
     lists = [networks.get(name) for name in attachment.networks]
-    names = [network.name for network in lists]
-    if len(set(names)) != len(names):
-        raise InvalidInput(f"a container joins a network once; asked for {', '.join(names)}", field="networks")
+    asked = [network.name for network in lists]
+    if len(set(asked)) != len(asked):
+        raise InvalidInput(f"a container joins a network once; asked for {', '.join(asked)}", field="networks")
     joined: list[Owner] = []
     results = []
     with Session(networks.state, attachment.netns, Delegation(networks)) as session:
@@ -360,6 +364,7 @@ def detach(networks: Networks, container_id: str | Attachment, *, netns_ends: bo
         netns = netns or container_id.netns
         container_id = container_id.container_id
     _check_id(container_id)
+    names.withdraw(networks.state, container_id)
     first: SampanError | None = None
     for owner in networks.state.attachments(container_id):
         cached = read_cache(networks, owner)

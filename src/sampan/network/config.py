@@ -94,7 +94,7 @@ def parse(document: Any, path: str = "") -> NetworkList:
             raise InvalidInput("a conflist has a list of plugins", field="plugins")
         document = {"name": document.get("name"), "cniVersion": document.get("cniVersion", ""), "plugins": [document]}
     head = decode(document, _ListHead)
-    if not head.name or "/" in head.name or head.name.startswith(".") or len(head.name) > 200:
+    if not _is_name(head.name):
         raise InvalidInput(f"{head.name!r} is no name for a network", field="name")
     if not 0 < len(head.plugins) <= _MAX_PLUGINS:
         raise InvalidInput(f"a network has 1 to {_MAX_PLUGINS} plugins, not {len(head.plugins)}", field="plugins")
@@ -109,6 +109,12 @@ def parse(document: Any, path: str = "") -> NetworkList:
         disable_check=head.disable_check in (True, "true"),
         disable_gc=head.disable_gc in (True, "true"),
     )
+
+
+def _is_name(name: str) -> bool:
+    """Letters, digits, ``-``, ``_`` and ``.``, the first a letter or digit: CNI SPEC.md, section 1."""
+    plain = name.replace("-", "").replace("_", "").replace(".", "")
+    return name.isascii() and plain.isalnum() and name[0].isalnum() and len(name) <= 200
 
 
 def _version(head: _ListHead) -> str:

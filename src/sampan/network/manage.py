@@ -7,8 +7,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 import msgspec
 
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, WrongState
-from sampan.network import config, execution, masquerade, nft, plugins
-from sampan.network.attach import detach
+from sampan.network import config, execution, masquerade, names, nft, plugins
+from sampan.network.attach import detach, read_cache
 from sampan.network.call import Session
 from sampan.network.config import NetworkList, Networks
 from sampan.network.interface import MADE_BRIDGE
@@ -67,6 +67,25 @@ def _check_available(networks: Networks, plugin: dict[str, object], index: int) 
                 raise NotFound(f"plugins[{index}]: {error.message}", hint=error.hint) from None
 
 
+class Member(msgspec.Struct, frozen=True):
+    """A container on a network."""
+
+    container: str
+    interface: str
+    addresses: tuple[str, ...]
+
+
+def members(networks: Networks, name: str) -> tuple[Member, ...]:
+    """Who is on a network, as the cached results say it."""
+    found = []
+    for owner in networks.state.attachments():
+        if owner.network == name:
+            cached = read_cache(networks, owner)
+            ips = (cached.result if cached is not None else {}).get("ips") or []
+            found.append(Member(owner.container, owner.ifname, tuple(ip["address"] for ip in ips)))
+    return tuple(found)
+
+
 def reconcile(networks: Networks, live: Collection[str] | Callable[[], Collection[str]]) -> Reconciled:
     """Free what no live container owns, and put back the rules that somebody has flushed.
 
@@ -90,6 +109,7 @@ def reconcile(networks: Networks, live: Collection[str] | Callable[[], Collectio
         except SampanError as error:
             errors.append(f"{container}: {error}")
     removed, restored = _reconcile_rules(networks)
+    names.refresh(state)
     return Reconciled(tuple(gone), count, removed, restored, tuple(errors))
 
 
@@ -189,16 +209,16 @@ def create(
     if name in (config.BUILT_IN, "none", "host", "default") or name in networks.names():
         raise AlreadyExists(f"network {name} exists")
     known = networks.all()
-    subnets = _subnets(networks, subnet, name, ipv6=ipv6)
+    own = _subnets(networks, subnet, name, ipv6=ipv6)
     for network in known:
-        for other in subnets_of(network):
-            for mine in subnets:
+        for other in subnets(network):
+            for mine in own:
                 if mine.version == other.version and mine.overlaps(other):
                     raise AlreadyExists(f"subnet {mine} overlaps {other} of network {network.name}")
     document = config.bridge_document(
         name,
         bridge or _bridge_name(name),
-        [str(mine) for mine in subnets],
+        [str(mine) for mine in own],
         gateways=[gateway] if gateway else None,
         internal=internal,
         mtu=mtu,
@@ -226,7 +246,7 @@ def _subnets(networks: Networks, text: str, name: str, *, ipv6: bool) -> list[IP
     except ValueError as error:
         raise InvalidInput(str(error), field="subnet") from None
     if not found:
-        taken = [str(network) for entry in networks.all() for network in subnets_of(entry)]
+        taken = [str(network) for entry in networks.all() for network in subnets(entry)]
         found = [config.free_subnet(networks.built_in_bridge, taken)]
     if ipv6 and all(network.version == 4 for network in found):
         import hashlib
@@ -244,7 +264,7 @@ def _bridge_name(name: str) -> str:
     return f"sp-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
 
 
-def subnets_of(network: NetworkList) -> list[IPv4Network | IPv6Network]:
+def subnets(network: NetworkList) -> list[IPv4Network | IPv6Network]:
     """Subnets that a network's host-local hands out."""
     found: list[IPv4Network | IPv6Network] = []
     for plugin in network.plugins:
@@ -268,6 +288,8 @@ def remove(networks: Networks, name: str) -> None:
     if users:
         raise WrongState(f"network {name} has containers: {', '.join(users[:5])}")
     os.unlink(network.path)
+    with networks.state.transaction() as database:
+        database.execute("DELETE FROM cursors WHERE network = ?", (network.name,))
     with Rtnl() as host:
         for plugin in network.plugins:
             link = host.find_link(str(plugin.get("bridge"))) if plugin.get("type") == "bridge" else None

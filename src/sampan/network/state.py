@@ -2,7 +2,7 @@
 
 ::
 
-    <root>/network.db      SQLite: leases, rules, attachments, cursors, facts
+    <root>/network.db      SQLite: leases, rules, attachments, names, cursors, facts
     <root>/lock            flock: who changes the database waits here, in turn, not in SQLite's polling
     <root>/results/        libcni's result cache: <network>-<container>-<interface>
 
@@ -41,8 +41,12 @@ CREATE INDEX IF NOT EXISTS rules_owner ON rules (container, ifname, network);
 CREATE TABLE IF NOT EXISTS attachments (
     container TEXT NOT NULL, ifname TEXT NOT NULL, network TEXT NOT NULL, position INTEGER NOT NULL,
     boot TEXT NOT NULL, created INTEGER NOT NULL, PRIMARY KEY (container, ifname, network)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS names (
+    container TEXT NOT NULL, network TEXT NOT NULL, realm TEXT NOT NULL, hosts TEXT NOT NULL, names TEXT NOT NULL,
+    addresses TEXT NOT NULL, boot TEXT NOT NULL, PRIMARY KEY (container, network)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS names_network ON names (network, realm);
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
 """
 _BUSY_SECONDS = 60
 #: Where a machine's own daemon and commands keep their state.
@@ -100,7 +104,7 @@ class State:
             path = os.path.join(self.root, "network.db")
             connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
             connection.execute("PRAGMA synchronous = OFF")
-            if connection.execute("PRAGMA user_version").fetchone()[0] != 1:
+            if connection.execute("PRAGMA user_version").fetchone()[0] != 2:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
             self._local.connection = connection
@@ -132,7 +136,7 @@ class State:
             fcntl.flock(self._local.lock, fcntl.LOCK_UN)
 
     def _void_other_boots(self) -> None:
-        for table in ("leases", "rules"):
+        for table in ("leases", "rules", "names"):
             if self.database.execute(f"SELECT 1 FROM {table} WHERE boot <> ? LIMIT 1", (self.boot,)).fetchone():
                 with self.transaction() as database:
                     database.execute(f"DELETE FROM {table} WHERE boot <> ?", (self.boot,))
