@@ -48,14 +48,14 @@ def adopt_attributes(layer: str, implied: Collection[bytes], opaque: Collection[
     if not parents:
         return
     roots = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (layer, *parents)]
-    hidden = set(opaque)
+    lower = _Lower(roots[1:], opaque)
     try:
         for directory in sorted(implied):
             fd = _open(roots[0], directory)
             if fd < 0:
                 continue  # replaced by something else later in the archive
             try:
-                source = _lower(roots[1:], _inner_path(fd, layer), hidden)
+                source = lower.open(_inner_path(fd, layer))
                 if source >= 0:
                     try:
                         _copy_attributes(source, fd)
@@ -76,6 +76,7 @@ def drop_idle_whiteouts(
         return
     roots = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (layer, *parents)]
     hidden = set(opaque)
+    lower = _Lower(roots[1:], opaque)
     merged: dict[bytes, bool] = {}
     try:
         for whiteout in whiteouts:
@@ -85,7 +86,7 @@ def drop_idle_whiteouts(
                 continue
             try:
                 if folder not in merged:
-                    merged[folder] = folder not in hidden and _is_merged(fd, layer, roots[1:], hidden)
+                    merged[folder] = folder not in hidden and bool(lower.holders(_inner_path(fd, layer)))
                 if not merged[folder] and _is_whiteout(fd, name):
                     os.unlink(name, dir_fd=fd)
             finally:
@@ -93,13 +94,6 @@ def drop_idle_whiteouts(
     finally:
         for root in roots:
             os.close(root)
-
-
-def _is_merged(fd: int, layer: str, parents: Sequence[int], hidden: set[bytes]) -> bool:
-    source = _lower(parents, _inner_path(fd, layer), hidden)
-    if source >= 0:
-        os.close(source)
-    return source >= 0
 
 
 def _is_whiteout(folder: int, name: bytes) -> bool:
@@ -128,37 +122,62 @@ def _open(root: int, directory: bytes) -> int:
         raise
 
 
-def _lower(roots: Sequence[int], parts: Sequence[str], hidden: set[bytes]) -> int:
-    """The topmost directory at a path of the merged parents, or -1: what overlayfs's lookup would find.
+class _Lower:
+    """The merged parents of a layer, as overlayfs's lookup would find them; each path is looked up once.
 
-    Raises:
-        NeedsParent: A symlink is on the way.
+    Args:
+        roots: Descriptors of the parents' directories, nearest first.
+        opaque: Paths below which they don't show.
     """
-    if not roots:
-        return -1
-    merged = list(roots)
-    path = ""
-    for part in parts:
-        # A directory that hides what is in its lower namesake still is that directory.
-        if path and os.fsencode(path) in hidden:
+
+    def __init__(self, roots: Sequence[int], opaque: Collection[bytes]) -> None:
+        self._hidden = {os.fsdecode(path) for path in opaque}
+        self._holders: dict[str, list[int]] = {"": list(roots)}
+
+    def open(self, parts: Sequence[str]) -> int:
+        """The topmost directory at a path, or -1.
+
+        Raises:
+            NeedsParent: A symlink is on the way.
+        """
+        holders = self.holders(parts)
+        if not holders:
             return -1
-        path = f"{path}/{part}" if path else part
-        below: list[int] = []
-        for root in merged:
+        return openat2(holders[0], "/".join(parts) or ".", _DIRECTORY, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+
+    def holders(self, parts: Sequence[str]) -> list[int]:
+        """The parents whose directories at a path are merged there.
+
+        Raises:
+            NeedsParent: A symlink is on the way.
+        """
+        path = ""
+        found = self._holders[path]
+        for part in parts:
+            # A directory that hides what is in its lower namesake still is that directory.
+            above, path = path, f"{path}/{part}" if path else part
+            if path not in self._holders:
+                self._holders[path] = [] if above in self._hidden else self._look(found, path)
+            found = self._holders[path]
+            if not found:
+                break
+        return found
+
+    @staticmethod
+    def _look(above: Sequence[int], path: str) -> list[int]:
+        found: list[int] = []
+        for root in above:
             status = _lstat(root, path)
             if status is None:
                 continue
-            if stat.S_ISLNK(status.st_mode) and not below:
+            if stat.S_ISLNK(status.st_mode) and not found:
                 raise NeedsParent(f'"{show(os.fsencode(path))}" is a symlink in a lower layer')
             if not stat.S_ISDIR(status.st_mode):
                 break
-            below.append(root)
+            found.append(root)
             if _is_opaque(root, path):
                 break
-        if not below:
-            return -1
-        merged = below
-    return openat2(merged[0], path or ".", _DIRECTORY, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+        return found
 
 
 def _lstat(root: int, path: str) -> os.stat_result | None:
