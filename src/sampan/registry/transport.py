@@ -199,7 +199,7 @@ class Transport:
         self.host = host
         self.limits = limits
         self._lock = threading.Lock()
-        self._pools: dict[str, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[str, bool], urllib3.PoolManager] = {}
         self._context: ssl.SSLContext | None = None
 
     def send(
@@ -267,16 +267,15 @@ class Transport:
 
     def _pool(self, url: str) -> urllib3.PoolManager:
         proxy = self._proxy(url)
+        encrypted = origin(url)[0] == "https"
         with self._lock:
-            pool = self._pools.get(proxy)
+            pool = self._pools.get((proxy, encrypted))
             if pool is None:
-                options: dict[str, Any] = {
-                    "maxsize": self.limits.parallel + 2,
-                    "ssl_context": self._ssl_context(),
-                    "block": False,
-                }
+                options: dict[str, Any] = {"maxsize": self.limits.parallel + 2, "block": False}
+                if encrypted:  # reading all the system's certificates takes longer than a pull of a small image
+                    options["ssl_context"] = self._ssl_context()
                 pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
-                self._pools[proxy] = pool
+                self._pools[proxy, encrypted] = pool
             return pool
 
     def _proxy(self, url: str) -> str:
