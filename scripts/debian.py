@@ -25,9 +25,18 @@ PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nginx": ("nginx", ("usr/sbin/nginx",)),
 }
 
+#: Peer -> (package of a later release, its program, the packages of that release that it runs on).
+LATER_PEERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "crun": ("crun", "usr/bin/crun", ("libc6", "libcap2", "libseccomp2", "libsystemd0", "libyajl2")),
+}
+LATER_RELEASE = "trixie"
+
 #: The lists of the machine's apt, plus Debian's sources, in a directory of our own.
 SOURCE_LIST = """\
 deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {mirror} bookworm main
+"""
+LATER_SOURCE_LIST = f"""\
+deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {{mirror}} {LATER_RELEASE} main
 """
 
 
@@ -53,7 +62,7 @@ def source(package: str) -> Path:
         return next(path for path in folder.iterdir() if path.is_dir())
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="incoming-") as name:
-        options = _private_apt(Path(name) / "apt")
+        options = _private_apt(Path(name) / "apt", SOURCE_LIST)
         _run(["apt-get", "-qq", *options, "update"])
         tree = Path(name) / "tree"
         tree.mkdir()
@@ -68,6 +77,9 @@ def link_peers(names: list[str]) -> None:
     """Puts the programs of the named peers into ``.work/bin``."""
     BIN.mkdir(parents=True, exist_ok=True)
     for name in names:
+        if name in LATER_PEERS:
+            _link_later(name)
+            continue
         package, programs = PEERS[name]
         tree = unpack(package)
         for program in programs:
@@ -78,11 +90,46 @@ def link_peers(names: list[str]) -> None:
                 link.symlink_to(target)
 
 
-def _private_apt(folder: Path) -> list[str]:
+def _link_later(name: str) -> None:
+    """Puts a program of the later release into ``.work/bin``, made to run with that release's own libraries.
+
+    It must be started by nothing but the kernel, as crun executes itself anew: so its own headers name the loader.
+    """
+    package, program, libraries = LATER_PEERS[name]
+    tree = DEBS / f"{package}_{LATER_RELEASE}"
+    link = BIN / os.path.basename(program)
+    if not tree.is_dir():
+        DEBS.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=DEBS, prefix="incoming-") as folder:
+            options = _private_apt(Path(folder) / "apt", LATER_SOURCE_LIST)
+            _run(["apt-get", "-qq", *options, "update"])
+            content = Path(folder) / "content"
+            for one in (package, *libraries):
+                _run(["apt-get", "-qq", *options, "download", one], cwd=folder)
+            for archive in sorted(Path(folder).glob("*.deb")):
+                _run(["dpkg-deb", "-x", str(archive), str(content)])
+            content.chmod(0o755)
+            _set_loader(content, tree, program)
+            content.rename(tree)
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(tree / program, BIN))
+
+
+def _set_loader(content: Path, tree: Path, program: str) -> None:
+    """Has the program in ``content``, which is to be moved to ``tree``, use the loader and the libraries there."""
+    libraries = "usr/lib/x86_64-linux-gnu"
+    loader = tree / libraries / "ld-linux-x86-64.so.2"
+    patchelf = unpack("patchelf") / "usr/bin/patchelf"
+    # DT_RPATH holds for the libraries' own libraries too; DT_RUNPATH would not.
+    rpath = ["--force-rpath", "--set-rpath", str(tree / libraries)]
+    _run([str(patchelf), "--set-interpreter", str(loader), *rpath, str(content / program)])
+
+
+def _private_apt(folder: Path, sources: str) -> list[str]:
     """Options that make apt use lists of its own, with source packages, and leave the machine's alone."""
     for part in ("lists/partial", "cache/archives/partial", "parts"):
         (folder / part).mkdir(parents=True)
-    (folder / "sources.list").write_text(SOURCE_LIST.format(mirror=_mirror()))
+    (folder / "sources.list").write_text(sources.format(mirror=_mirror()))
     settings = {
         "Dir::Etc::SourceList": folder / "sources.list",
         "Dir::Etc::SourceParts": folder / "parts",
