@@ -1,5 +1,7 @@
 """A creation that fails, at whatever step, leaves nothing: no cgroup, mount, directory, process or descriptor."""
 
+import ctypes
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -9,13 +11,20 @@ from typing import Any
 import pytest
 from runtime_bundle import Box
 
-from sampan.errors import StageFailed
+from sampan.errors import StageFailed, Unavailable
+from sampan.linux import vfork
 from sampan.runtime import trace
+from sampan.runtime.create import Options
 from sampan.runtime.handler import Stdio
+from sampan.runtime.native import NativeHandler
 from sampan.runtime.sandbox import create_sandbox, destroy_sandbox
 from sampan.shim import helper
 
 pytestmark = pytest.mark.root
+
+
+#: The init is a fork of the runtime, or borrows its memory.
+ways = pytest.mark.parametrize("borrows", [False, True])
 
 
 @pytest.fixture
@@ -88,8 +97,10 @@ def _prepare(box: Box) -> None:
     box.config["root"]["readonly"] = True
 
 
-def test_a_failure_at_any_step_of_create_leaves_nothing(box: Box) -> None:
+@ways
+def test_a_failure_at_any_step_of_create_leaves_nothing(box: Box, borrows: bool) -> None:
     _prepare(box)
+    box.handler = NativeHandler(box.handler.root, expendable=borrows)
     steps = _steps(box)
     assert len(steps) > 40
     before = _everything(box)
@@ -105,14 +116,15 @@ def test_a_failure_at_any_step_of_create_leaves_nothing(box: Box) -> None:
     assert _everything(box) == before
 
 
-def test_a_failure_at_any_step_of_exec_leaves_the_container_as_it_was(box: Box) -> None:
+@ways
+def test_a_failure_at_any_step_of_exec_leaves_the_container_as_it_was(box: Box, borrows: bool) -> None:
     _prepare(box)
     created = box.create("sleep", "100")
     box.handler.start(box.container_id)
     process = {**box.process, "args": ["true"]}
     trace.start()
     try:
-        one = box.handler.exec(box.container_id, process, Stdio())
+        one = box.handler.exec(box.container_id, process, Stdio(), options=Options(expendable=borrows))
         steps = list(dict.fromkeys(name for _, name, _, _, _ in trace.spans()))
     finally:
         trace._rows = None
@@ -124,11 +136,39 @@ def test_a_failure_at_any_step_of_exec_leaves_the_container_as_it_was(box: Box) 
             continue
         trace.hook = _FailAt(name)
         with pytest.raises(StageFailed, match="injected"):
-            box.handler.exec(box.container_id, process, Stdio())
+            box.handler.exec(box.container_id, process, Stdio(), options=Options(expendable=borrows))
         trace.hook = None
         assert _everything(box) == before, name
     assert box.handler.pids(box.container_id) == [created.pid]
     box.discard(created)
+
+
+class _KillAt:
+    """A trace hook that kills the process that comes to a step: by a fault, as the first of a PID namespace can't
+    kill itself by a signal.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, name: str) -> None:
+        if name == self._name:
+            ctypes.string_at(0)
+
+
+@pytest.mark.skipif(not vfork.available(), reason="needs x86-64 and CPython before 3.14")
+def test_an_init_that_is_killed_takes_a_borrowed_helper_along_and_the_monitor_cleans_up(box: Box) -> None:
+    before = _everything(box)
+    handler = helper.ForkingHandler(NativeHandler(box.handler.root, expendable=True), light=True)
+    box.process["args"] = ["sleep", "100"]
+    (box.bundle / "config.json").write_text(json.dumps(box.config))
+    trace.hook = _KillAt("isolate child")
+    with pytest.raises(Unavailable):
+        handler.create(box.container_id, str(box.bundle), Stdio())
+    trace.hook = None
+    while _children() != before["children"]:
+        os.wait()
+    assert _everything(box) == before
 
 
 def test_a_failure_at_any_step_of_a_sandbox_leaves_nothing(box: Box) -> None:

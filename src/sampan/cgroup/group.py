@@ -29,14 +29,19 @@ class Joiner:
         self._fds = fds
 
     def join(self) -> None:
-        """Move the calling process, which must be single-threaded, into the group."""
+        """Move the calling process, which must be single-threaded, into the group; the files are closed."""
+        try:
+            self.enter()
+        finally:
+            self.close()
+
+    def enter(self) -> None:
+        """The same, and the files stay open: for a child that has borrowed them."""
         try:
             for fd in self._fds:
                 os.write(fd, b"0")
         except OSError as error:
             raise StageFailed("join cgroup", error) from error
-        finally:
-            self.close()
 
     def close(self) -> None:
         """Close the files; a second call does nothing."""

@@ -117,6 +117,7 @@ def process_options(context: Context, parsed: Parsed) -> Options:
         new_keyring=not parsed.flag("no-new-keyring"),
         seccomp_cache=seccomp_cache(context.root),
         ignore_paused=parsed.flag("ignore-paused"),
+        expendable=True,
     )
 
 

@@ -6,8 +6,8 @@ import os
 
 from sampan.cgroup import open_group
 from sampan.errors import StageFailed, WrongState
+from sampan.runtime import borrow, console, hooks, init, labels, namespaces, program, trace, users
 from sampan.runtime import channel as talk
-from sampan.runtime import console, hooks, init, labels, namespaces, program, trace, users
 from sampan.runtime.channel import Channel
 from sampan.runtime.handler import Created
 from sampan.runtime.init import InitWork
@@ -40,11 +40,13 @@ class Options:
         seccomp_cache: Directory of compiled filters, or empty.
         cgroup: Of an exec'ed process: its cgroup, instead of the container's.
         ignore_paused: An exec'ed process may wait in a frozen cgroup.
+        expendable: The calling process lives for this work only and may be lost with it: see :mod:`.borrow`.
     """
 
     __slots__ = (
         "cgroup",
         "console_socket",
+        "expendable",
         "ignore_paused",
         "new_keyring",
         "no_pivot",
@@ -64,7 +66,9 @@ class Options:
         seccomp_cache: str = "",
         cgroup: str = "",
         ignore_paused: bool = False,
+        expendable: bool = False,
     ) -> None:
+        self.expendable = expendable
         self.cgroup = cgroup
         self.ignore_paused = ignore_paused
         self.systemd_cgroup = systemd_cgroup
@@ -168,16 +172,28 @@ class Creation:
         self._launch = launch = Launch(ours)
         self._answer(launch)
         try:
-            pid, between = namespaces.spawn(self._plan, theirs, lambda: init.run(work))
+            self._spawn(launch, theirs, work)
         finally:
             theirs.close()
+        if launch.pid:
+            self._born(launch)
+        launch.follow()
+        return self._finish(launch)
+
+    def _spawn(self, launch: Launch, theirs: Channel, work: InitWork) -> None:
+        plan = work.plan
+        # In a PID namespace that others are in, they could kill the init half-way.
+        if self.options.expendable and "pid" in plan.new and borrow.possible(self.config, work.program):
+            trace.step("clone init")
+            launch.pid, failure = borrow.spawn(plan.flags(), "init", work.program, lambda: init.borrow(work))
+            if failure is not None:
+                raise failure
+            return
+        pid, between = namespaces.spawn(plan, theirs, lambda: init.run(work))
         if between:
             launch.middle = pid
         else:
             launch.pid = pid
-            self._born(launch)
-        launch.follow()
-        return self._finish(launch)
 
     def _compile_filter(self, linux: Linux) -> Filter | None:
         section = linux.get("seccomp")

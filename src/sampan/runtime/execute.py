@@ -13,8 +13,8 @@ from sampan.cgroup import open_group
 from sampan.errors import StageFailed, WrongState
 from sampan.linux import namespaces as ns
 from sampan.linux.process import clone3, pidfd_open
+from sampan.runtime import borrow, console, labels, program, scheduling, trace
 from sampan.runtime import channel as talk
-from sampan.runtime import console, labels, program, scheduling, trace
 from sampan.runtime.channel import Channel
 from sampan.runtime.create import set_oom_score
 from sampan.runtime.handler import Created
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sampan.cgroup import Joiner
+    from sampan.linux.vfork import Image
     from sampan.runtime.create import Options
     from sampan.runtime.handler import Stdio
     from sampan.runtime.state import StateDir
@@ -106,7 +107,7 @@ class _Execution:
         self._launch = launch = Launch(ours)
         self._answer(launch)
         try:
-            launch.pid = self._clone(kinds, made)
+            self._clone(kinds, made)
         finally:
             theirs.close()
         adjust = self._process.get("oomScoreAdj")
@@ -121,60 +122,78 @@ class _Execution:
             launch.console = -1
         return Created(launch.pid, launch.console, tuple(launch.warnings))
 
-    def _clone(self, kinds: set[str], made: Program) -> int:
+    def _clone(self, kinds: set[str], made: Program) -> None:
         """Clone a child into the init's PID namespace, and come back from it."""
         flags = 0
         for kind in kinds - {"pid"}:
             flags |= ns.KINDS[kind][0]
         if "pid" not in kinds:
-            return self._clone_here(flags, made)
+            self._clone_here(flags, made)
+            return
         own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         try:
             trace.step("join pid namespace")
             ns.setns(self._pidfd, ns.CLONE_NEWPID)
             try:
-                return self._clone_here(flags, made)
+                self._clone_here(flags, made)
             finally:
                 ns.setns(own, ns.CLONE_NEWPID)
         finally:
             os.close(own)
 
-    def _clone_here(self, flags: int, made: Program) -> int:
+    def _clone_here(self, flags: int, made: Program) -> None:
         trace.step("clone process")
+        assert self._launch is not None
+        if self._options.expendable and borrow.possible(self._config, made):
+            self._launch.pid, failure = borrow.spawn(0, "exec", made, lambda: self._borrow(flags, made))
+            if failure is not None:
+                raise failure
+            return
         pid, pidfd = clone3(0)
         if pid == 0:
             self._be_child(flags, made)
         os.close(pidfd)
-        return pid
+        self._launch.pid = pid
+
+    def _borrow(self, flags: int, made: Program) -> Image | None:
+        try:
+            return self._enter(flags, made)
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, the runtime must hear of it
+            made.channel.fail(error)
+            return None
 
     def _be_child(self, flags: int, made: Program) -> None:
         trace.become("exec")
         try:
-            program.isolate(made)
-            scheduling.set_affinity(self._process, "initial")
-            if self._joiner is not None:
-                trace.step("join cgroup")
-                self._joiner.join()
-            scheduling.set_affinity(self._process, "final")
-            program.forbid_imports()
-            trace.step("join namespaces")
-            ns.setns(self._pidfd, flags)
-            if flags & ns.CLONE_NEWUSER:
-                trace.step("become root of user namespace")
-                os.setresgid(0, 0, 0)
-                os.setresuid(0, 0, 0)
-            root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            keep = [made.channel.fd, root, program.trampoline(made)]
-            program.close_others([*keep, *range(3, 3 + made.preserve_fds)])
-            if self._process.get("terminal"):
-                program.open_terminal(made, root, console=False)
-            else:
-                program.reopen_null(root)
-            program.become(made, root)
+            program.execute(self._enter(flags, made))
         except BaseException as error:  # noqa: BLE001 -- whatever it is, the runtime must hear of it
             made.channel.fail(error)
         finally:
             os._exit(1)
+
+    def _enter(self, flags: int, made: Program) -> Image:
+        """In the child: enter the container, and be ready to execute the program."""
+        program.isolate(made)
+        scheduling.set_affinity(self._process, "initial")
+        if self._joiner is not None:
+            trace.step("join cgroup")
+            self._joiner.enter()
+        scheduling.set_affinity(self._process, "final")
+        program.forbid_imports()
+        trace.step("join namespaces")
+        ns.setns(self._pidfd, flags)
+        if flags & ns.CLONE_NEWUSER:
+            trace.step("become root of user namespace")
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        keep = [made.channel.fd, root, program.trampoline(made)]
+        program.close_others([*keep, *range(3, 3 + made.preserve_fds)])
+        if self._process.get("terminal"):
+            program.open_terminal(made, root, console=False)
+        else:
+            program.reopen_null(root)
+        return program.become(made, root)
 
     def _answer(self, launch: Launch) -> None:
         def set_limits(_: int) -> None:

@@ -7,6 +7,7 @@ import os
 from sampan.linux import interface, keyring, scheduling
 from sampan.linux.namespaces import CLONE_NEWCGROUP, unshare
 from sampan.linux.syscall import fail, libc
+from sampan.linux.vfork import Image
 from sampan.runtime import devices, hooks, namespaces, sysctl, trace
 from sampan.runtime import program as programs
 from sampan.runtime.channel import ENVIRONMENT, MAP
@@ -64,16 +65,24 @@ class InitWork:
 def run(work: InitWork) -> None:
     """Be the init. Does not return."""
     trace.become("init")
-    channel = work.program.channel
     try:
-        _set_up(work)
+        programs.execute(_set_up(work))
     except BaseException as error:  # noqa: BLE001 -- the runtime must hear of everything
-        channel.fail(error)
+        work.program.channel.fail(error)
     finally:
         os._exit(1)
 
 
-def _set_up(work: InitWork) -> None:
+def borrow(work: InitWork) -> Image | None:
+    """Be the init in the runtime's own interpreter: what it is to execute, or None once the runtime was told why."""
+    try:
+        return _set_up(work)
+    except BaseException as error:  # noqa: BLE001 -- the runtime must hear of everything
+        work.program.channel.fail(error)
+        return None
+
+
+def _set_up(work: InitWork) -> Image:
     config = work.config
     linux = config.get("linux") or {}
     program = work.program
@@ -97,7 +106,7 @@ def _set_up(work: InitWork) -> None:
     root = _file_system(work, linux)
     _personal(linux)
     os.umask(0o022)
-    programs.become(program, root)
+    return programs.become(program, root)
 
 
 def _join_keyring(container_id: str) -> None:
@@ -156,7 +165,7 @@ def _join_cgroup(work: InitWork) -> None:
     """As late as the hooks allow: what this interpreter needs until then is not charged to the container."""
     if work.joiner is not None:
         trace.step("join cgroup")
-        work.joiner.join()
+        work.joiner.enter()
     if "cgroup" in work.plan.new:
         trace.step("unshare cgroup namespace")
         unshare(CLONE_NEWCGROUP)

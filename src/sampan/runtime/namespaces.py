@@ -60,6 +60,11 @@ class NamespacePlan:
         while self.joined:
             os.close(self.joined.popitem()[1])
 
+    def flags(self) -> int:
+        """The new namespaces, for clone(2)."""
+        # The cgroup namespace is made by the init once it is in its cgroup, which becomes the namespace's root.
+        return sum(ns.KINDS[kind][0] for kind in self.new if kind != "cgroup")
+
     def has(self, kind: str) -> bool:
         """Whether the container has a namespace of its own of this type, new or joined."""
         return kind in self.new or kind in self.joined
@@ -95,11 +100,7 @@ def spawn(plan: NamespacePlan, channel: Channel, child: Callable[[], None], *, c
     Returns:
         The pid, and whether it is an intermediate process's, to be reaped, of which the channel will tell the init's.
     """
-    # The cgroup namespace is made by the init once it is in its cgroup, which becomes the namespace's root.
-    flags = 0
-    for kind in plan.new:
-        if kind != "cgroup":
-            flags |= ns.KINDS[kind][0]
+    flags = plan.flags()
     offsets = "time" in plan.new
     through = "user" in plan.joined or offsets or ("user" in plan.new and bool(plan.joined))
     if not through:

@@ -36,11 +36,15 @@ class NativeHandler:
         root: Directory of the containers' state.
         systemd_cgroup: Let systemd make cgroups.
         seccomp_cache: Directory in which compiled seccomp filters are kept, or empty.
+        expendable: :meth:`create` is called in processes that live for it only: see :mod:`sampan.runtime.borrow`.
     """
 
-    __slots__ = ("root", "seccomp_cache", "systemd_cgroup")
+    __slots__ = ("_expendable", "root", "seccomp_cache", "systemd_cgroup")
 
-    def __init__(self, root: str, *, systemd_cgroup: bool = False, seccomp_cache: str = "") -> None:
+    def __init__(
+        self, root: str, *, systemd_cgroup: bool = False, seccomp_cache: str = "", expendable: bool = False
+    ) -> None:
+        self._expendable = expendable
         self.root = root
         self.systemd_cgroup = systemd_cgroup
         self.seccomp_cache = seccomp_cache
@@ -73,7 +77,9 @@ class NativeHandler:
         trace.step("read configuration", f"{bundle}/config.json")
         document = validate(read_config(f"{bundle}/config.json") if config is None else config)
         if options is None:
-            options = creation.Options(systemd_cgroup=self.systemd_cgroup, seccomp_cache=self.seccomp_cache)
+            options = creation.Options(
+                systemd_cgroup=self.systemd_cgroup, seccomp_cache=self.seccomp_cache, expendable=self._expendable
+            )
         return creation.Creation(directory, bundle, document, stdio, options).run()
 
     def start(self, container_id: str) -> None:

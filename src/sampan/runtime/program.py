@@ -16,6 +16,8 @@ import sys
 from sampan.linux import pty, seccomp
 from sampan.linux.process import CLOSE_RANGE_CLOEXEC, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, close_range, prctl
 from sampan.linux.resolve import make_dirs, open_in_root
+from sampan.linux.syscall import libc
+from sampan.linux.vfork import Image
 from sampan.runtime import credentials, devices, labels, scheduling, stage2, trace
 from sampan.runtime.channel import CONSOLE, LIMITS, LISTENER, READY, TRACE, WARNING, Channel
 
@@ -45,10 +47,12 @@ class Program:
         user_namespace: Whether limits must be set by the runtime, which has rights outside.
         direct: The program must be executed by this very process: startContainer hooks come between.
         before_exec: Called when the program may run, just before it is executed: startContainer hooks.
+        borrowing: The process is none of its own yet: it runs in its maker's interpreter.
     """
 
     __slots__ = (
         "before_exec",
+        "borrowing",
         "channel",
         "direct",
         "fifo",
@@ -71,6 +75,7 @@ class Program:
         self.user_namespace = False
         self.direct = False
         self.before_exec: list[Callable[[], None]] = []
+        self.borrowing = False
 
 
 def isolate(program: Program) -> None:
@@ -80,7 +85,8 @@ def isolate(program: Program) -> None:
     prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)
     for number in range(1, _signal.NSIG):
         if _signal.getsignal(number) not in (_signal.SIG_DFL, None):
-            _signal.signal(number, _signal.SIG_DFL)
+            # Not through the interpreter, which may be borrowed and keeps a table.
+            libc.signal(number, None)
     close_range(3 + program.preserve_fds, flags=CLOSE_RANGE_CLOEXEC)
     _take_streams(program.stdio)
     os.setsid()
@@ -162,8 +168,10 @@ def _is_device(fd: int, number: int) -> bool:
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == number
 
 
-def become(program: Program, root: int) -> None:
-    """Take on the limits, the user, the rights and the filter, and execute the program. Does not return.
+def become(program: Program, root: int) -> Image:
+    """Take on the limits, the user, the rights and the filter; what is left to do is to execute what this returns.
+
+    Without a trampoline the program is executed from here.
 
     Args:
         program: What to become.
@@ -191,7 +199,7 @@ def become(program: Program, root: int) -> None:
         # The user may search what root in a user namespace, or on a network file system, may not.
         _enter_late(root, cwd)
     path = find_program(process)
-    _execute(program, path, environment)
+    return _prepare(program, path, environment)
 
 
 def _limit(program: Program) -> None:
@@ -367,7 +375,7 @@ def trampoline(program: Program) -> int:
     return stage2.program(chosen.bpf, chosen.flags)
 
 
-def _execute(program: Program, path: str, environment: list[str]) -> None:
+def _prepare(program: Program, path: str, environment: list[str]) -> Image:
     channel = program.channel
     fd = trampoline(program)
     late = program.process.get("noNewPrivileges") and program.seccomp is not None
@@ -375,9 +383,8 @@ def _execute(program: Program, path: str, environment: list[str]) -> None:
         _load_filter(program)
     trace.step(f"execute {path!r}")
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
-    _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
     lowest = 3 + program.preserve_fds
-    if trace.enabled():
+    if trace.enabled() and not program.borrowing:
         channel.send(TRACE, trace.take())
     channel.send(READY)
     prctl(PR_SET_PDEATHSIG, 0)
@@ -387,7 +394,12 @@ def _execute(program: Program, path: str, environment: list[str]) -> None:
         fcntl.fcntl(one, fcntl.F_DUPFD, lowest) if one >= 0 else -1 for one in (program.fifo, program.report)
     )
     argv = stage2.arguments(path, program.process["args"], fifo=fifo, report=report)
-    stage2.execute(fd, argv, environment)
+    return Image(fd, argv, environment)
+
+
+def execute(image: Image) -> None:
+    """Execute what :func:`become` returned; raises OSError or does not return."""
+    stage2.execute(image.fd, image.argv, image.environment)
 
 
 def _execute_directly(program: Program, path: str, environment: list[str]) -> None:

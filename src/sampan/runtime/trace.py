@@ -54,6 +54,13 @@ def become(who: str) -> None:
         _rows.clear()
 
 
+def lend(who: str) -> str:
+    """Name a child that borrows this interpreter, and its rows with it; the present name, to be given back."""
+    global _who
+    before, _who = _who, who
+    return before
+
+
 def take() -> list[tuple[str, str, str, int]]:
     """The rows so far, ended by a row without a name; they are forgotten."""
     if _rows is None:

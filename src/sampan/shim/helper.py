@@ -14,6 +14,7 @@ import _socket
 import gc
 import os
 
+from sampan.errors import Unavailable
 from sampan.runtime.handler import Created
 from sampan.shim import sockets
 from sampan.wire import frames
@@ -83,7 +84,12 @@ class ForkingHandler:
 
     def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created:
         """See :class:`~sampan.runtime.handler.Handler`, as for the other methods."""
-        return _created(lambda: self._handler.create(container_id, bundle, stdio))
+        try:
+            return _created(lambda: self._handler.create(container_id, bundle, stdio))
+        except Unavailable:
+            # The fork was killed half-way, and could take nothing back.
+            self.delete(container_id, force=True)
+            raise
 
     def start(self, container_id: str) -> None:
         """Here: it opens a fifo."""

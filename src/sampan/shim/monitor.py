@@ -63,7 +63,7 @@ class Options:
             from sampan.runtime.native import NativeHandler
 
             cache = str(self.handler.get("seccomp_cache") or f"{os.path.dirname(root)}/seccomp")
-            return NativeHandler(root, systemd_cgroup=systemd, seccomp_cache=cache)
+            return NativeHandler(root, systemd_cgroup=systemd, seccomp_cache=cache, expendable=True)
         if kind == "external":
             from sampan.runtime.external import TIMEOUT, ExternalHandler
 

@@ -18,7 +18,7 @@ import sys
 
 from sampan.cgroup import open_group
 from sampan.errors import InvalidInput, SampanError, StageFailed
-from sampan.linux import process
+from sampan.linux import process, vfork
 from sampan.shim import monitor, sockets
 from sampan.shim.interpreter import SOCKET_FD
 from sampan.wire import crilog, frames, jsontext
@@ -83,6 +83,7 @@ def _load() -> None:
     """Import and compute what is the same for all pods."""
     for name in PRELOADED:
         __import__(name)
+    vfork.available()
     open_group("/")  # imports the kind of groups that this machine has, and reads its mount table
     from sampan.runtime import seccomp, seccomp_default
 
