@@ -173,6 +173,17 @@ def machine() -> Iterator[Machine]:
         made.close()
 
 
+def kernel_has(*commands: str) -> bool:
+    """Whether a kernel does what it is asked to on a machine of its own; after ``ip link``s, for example."""
+    try:
+        with machine() as scratch:
+            for command in commands:
+                scratch.run(command)
+    except (AssertionError, PermissionError):
+        return False
+    return True
+
+
 def nft_elements(place: Place, nets: Networks, family: str = "inet") -> dict[str, int]:
     """Number of elements in each set and map that has any, of the table of a network state.
 

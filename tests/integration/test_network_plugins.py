@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import network_world
 from network_world import Machine
 from sampan import network
 from sampan.errors import Corrupt, InvalidInput, NotFound, TimedOut
+from sampan.linux.namespaces import CLONE_NEWNET, setns
 from sampan.network import Attachment, Networks, PluginFailed, PortMapping, execution
 
 pytestmark = pytest.mark.root
@@ -221,3 +223,88 @@ class TestProtocol:
         for later in documents[1:]:
             assert later["prevResult"]["ips"][0]["address"] == "10.1.1.1/24"
         assert "runtimeConfig" not in documents[1]
+
+    def test_every_capability(self, machine: Machine, tmp_path: Path) -> None:
+        script(tmp_path, "spy", f"cat > {tmp_path}/seen; echo '{{}}'")
+        names = ("portMappings", "bandwidth", "dns", "ips", "mac", "aliases", "cgroupPath")
+        nets = networks(tmp_path, chain({"type": "spy", "capabilities": dict.fromkeys(names, True)}))
+        attachment = Attachment(
+            container_id="pod",
+            netns=machine.place().path,
+            port_mappings=(PortMapping(80, 8080),),
+            bandwidth=network.Bandwidth(1, 2, 3, 4),
+            dns=network.Dns(("10.0.0.10",), ("cluster.local",), ("ndots:5",)),
+            ips=("10.1.1.5",),
+            mac="02:00:00:00:00:01",
+            aliases=("web",),
+            cgroup_path="/kubepods/pod1",
+        )
+        network.attach(nets, attachment)
+        assert json.loads((tmp_path / "seen").read_text())["runtimeConfig"] == {
+            "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""}],
+            "bandwidth": {"ingressRate": 1, "ingressBurst": 2, "egressRate": 3, "egressBurst": 4},
+            "dns": {"servers": ["10.0.0.10"], "searches": ["cluster.local"], "options": ["ndots:5"]},
+            "ips": ["10.1.1.5"],
+            "mac": "02:00:00:00:00:01",
+            "aliases": ["web"],
+            "cgroupPath": "/kubepods/pod1",
+        }
+
+    def test_status_and_gc(self, machine: Machine, tmp_path: Path) -> None:
+        body = (
+            f"test $CNI_COMMAND != STATUS -o ! -e {tmp_path}/ill || "
+            """{ echo '{"cniVersion":"1.1.0","code":50,"msg":"no uplink","details":"eth9"}'; exit 1; }\n"""
+            f"test $CNI_COMMAND != GC || cat > {tmp_path}/gc-$(basename $0)\necho '{{}}'"
+        )
+        for name in ("spy", "spy-ipam"):
+            script(tmp_path, name, body)
+        own = {"type": "bridge", "bridge": "br0", "sampan": "", "ipam": {"type": "spy-ipam"}}
+        nets = networks(tmp_path, chain({"type": "spy"}, own, version="1.1.0"))
+        assert network.status(nets).ready
+        (tmp_path / "ill").touch()
+        found = network.status(nets)
+        assert not found.ready
+        assert "spy failed STATUS: no uplink; eth9 [code 50]" in found.message
+        only = networks(tmp_path, chain({"type": "spy"}, version="1.1.0"))
+        for pod in ("dead", "live"):
+            network.attach(only, Attachment(container_id=pod, netns=machine.place().path))
+        networks(tmp_path, chain({"type": "spy"}, own, version="1.1.0"))
+        assert network.reconcile(nets, {"live"}).errors == ()
+        for name in ("spy", "spy-ipam"):
+            told = json.loads((tmp_path / f"gc-{name}").read_text())
+            assert told["cni.dev/valid-attachments"] == [{"containerID": "live", "ifname": "eth0"}]
+            assert told["name"] == "net"
+            (tmp_path / f"gc-{name}").unlink()
+        networks(tmp_path, {**chain({"type": "spy"}, version="1.1.0"), "disableGC": True})
+        network.reconcile(nets, {"live"})
+        networks(tmp_path, chain({"type": "spy"}))
+        network.reconcile(nets, {"live"})
+        assert network.status(nets).ready
+        assert not (tmp_path / "gc-spy").exists()
+
+    def test_a_plugin_that_hangs_blocks_no_other_pod(self, machine: Machine, tmp_path: Path) -> None:
+        script(tmp_path, "odd", f"cat > /dev/null; test $CNI_COMMAND != ADD || cat {tmp_path}/pipe; echo '{{}}'")
+        os.mkfifo(tmp_path / "pipe")
+        own = {**bridge(tmp_path), "sampan": ""}
+        nets = networks(tmp_path, chain(own, {"type": "odd"}))
+        (tmp_path / "good").mkdir()
+        good = networks(tmp_path / "good", chain(own))
+        good.state = nets.state
+        hung = machine.place()
+        outcome: list[object] = []
+
+        def hang() -> None:
+            setns(machine.fd, CLONE_NEWNET)
+            outcome.append(network.attach(nets, Attachment(container_id="hung", netns=hung.path)).addresses)
+
+        thread = threading.Thread(target=hang)
+        thread.start()
+        # The plugin holds the pipe's other end open from here on: it has begun, and will not end.
+        with open(tmp_path / "pipe", "wb"):
+            for number in range(3):
+                network.attach(good, Attachment(container_id=f"pod{number}", netns=machine.place().path))
+                network.detach(good, f"pod{number}", netns_ends=False)
+            assert network.reconcile(good, {"hung"}).errors == ()
+            assert thread.is_alive()
+        thread.join(10)
+        assert len(outcome) == 1

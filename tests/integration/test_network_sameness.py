@@ -7,6 +7,8 @@ differ: hardware addresses and the names of veth ends.
 import copy
 import json
 import os
+import re
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -57,6 +59,11 @@ CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
         }
     ],
     "bridge, dual stack": [{"type": "bridge", "bridge": "br0", "isGateway": True, "ipMasq": True, "ipam": DUAL}],
+    "bridge, vlan": [
+        {"type": "bridge", "bridge": "br0", "isGateway": True, "ipMasq": True, "vlan": 100, "mtu": 1400, "ipam": DUAL}
+    ],
+    "bridge, vlan without gateway": [{"type": "bridge", "bridge": "br0", "vlan": 7, "ipam": STATIC}],
+    "vlan": [{"type": "vlan", "master": "up0", "vlanId": 5, "mtu": 1400, "ipam": SUBNET}],
     "bridge, promiscuous": [
         {"type": "bridge", "bridge": "br0", "isGateway": True, "promiscMode": True, "ipam": SUBNET}
     ],
@@ -93,6 +100,12 @@ CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
         {"type": "firewall"},
     ],
     "sbr": [{"type": "bridge", "bridge": "br0", "isGateway": True, "ipam": SUBNET}, {"type": "sbr"}],
+}
+
+NEEDS = {
+    "bridge, vlan": ("ip link add b type bridge vlan_filtering 1",),
+    "bridge, vlan without gateway": ("ip link add b type bridge vlan_filtering 1",),
+    "vlan": ("ip link add a type veth peer name b", "ip link add link a name v type vlan id 5"),
 }
 
 #: Where the CHECK of version 1.1.1 of the Go plugins fails on what its own ADD made.
@@ -139,8 +152,6 @@ def executables(folder: Path) -> Path:
 
 def normal(text: str, machine: Machine, pod: Place) -> str:
     """A document without what may differ."""
-    import re
-
     text = re.sub(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", "MAC", text)
     text = re.sub(r"(veth|bwp)[0-9a-f]+", r"\1", text)
     return text.replace(pod.path, "NETNS")
@@ -163,7 +174,11 @@ def describe(place: Place) -> dict[str, Any]:
             port.get("hairpin"),
             sorted(place.addresses(link["ifname"])),
         )
-    return {"links": links, "routes": sorted(place.routes() if not links.get("none") else [])}
+    ports = {
+        re.sub(r"^(veth)[0-9a-f]+$", r"\1", port["ifname"]): port["vlans"]
+        for port in json.loads(place.run("bridge -j vlan show"))
+    }
+    return {"vlans": ports, "links": links, "routes": sorted(place.routes() if not links.get("none") else [])}
 
 
 def live(folder: Path, name: str, how: str) -> dict[str, Any]:
@@ -190,6 +205,9 @@ def live(folder: Path, name: str, how: str) -> dict[str, Any]:
         seen["after"] = describe(pod)
         left = describe(machine)
         if "br0" in left["links"]:
+            for name in left["links"]:
+                if name.startswith("br0."):
+                    machine.run(f"ip link del {name}")
             machine.run("ip link del br0")
             left = describe(machine)
         assert left == before
@@ -198,6 +216,8 @@ def live(folder: Path, name: str, how: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_same_as_the_go_plugins(tmp_path: Path, name: str) -> None:
+    if not network_world.kernel_has(*NEEDS.get(name, ())):
+        pytest.skip(f"this kernel has not what `{NEEDS[name][-1]}` needs")
     theirs = live(tmp_path / "go", name, "external")
     ours = live(tmp_path / "ours", name, "in process")
     assert ours == theirs
@@ -237,6 +257,26 @@ class TestPackets:
         network.attach(nets, Attachment(container_id="a", netns=pod.path))
         with pod.serve(80):
             assert other.reaches("192.168.77.50", 80)
+
+    def test_a_forward_chain_that_drops(self, machine: Machine, tmp_path: Path, how: str) -> None:
+        machine.run("iptables -P FORWARD DROP")
+        machine.run("ip6tables -P FORWARD DROP")
+        bridge = {"type": "bridge", "bridge": "br0", "isGateway": True, "ipMasq": True, "ipam": DUAL}
+        one, two, other = machine.place(), machine.place(), machine.neighbour()
+        network.attach(load(tmp_path, [bridge], how=how), Attachment(container_id="a", netns=one.path))
+        nets = load(tmp_path, [bridge, {"type": "firewall"}], how=how)
+        address = network.attach(nets, Attachment(container_id="b", netns=two.path)).addresses[0]
+        with other.serve(80), other.serve(81, family=socket.AF_INET6):
+            assert not one.reaches("192.168.77.2", 80)
+            assert two.ask("192.168.77.2", 80) == "192.168.77.1"
+            assert two.ask("fd77::2", 81) == "fd77::1"
+        rules = machine.run("iptables -S").splitlines()
+        assert rules.index('-A FORWARD -m comment --comment "CNI firewall plugin rules" -j CNI-FORWARD') > 0
+        assert f"-A CNI-FORWARD -s {address}/32 -j ACCEPT" in rules
+        assert f"-A CNI-FORWARD -d {address}/32 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT" in rules
+        network.detach(nets, "a", netns_ends=False)
+        network.detach(nets, "b", netns_ends=False)
+        assert address not in machine.run("iptables -S")
 
     def test_rates(self, machine: Machine, tmp_path: Path, how: str) -> None:
         chain = [CONFIGURATIONS["bridge"][0], {"type": "bandwidth", "capabilities": {"bandwidth": True}}]
@@ -278,6 +318,118 @@ def _seconds(sender: Place, receiver: Place, address: str, size: int) -> float:
     thread.join()
     listener.close()
     return done[0] - started
+
+
+@pytest.mark.skipif(
+    not network_world.kernel_has("ip link add b type bridge vlan_filtering 1"),
+    reason="this kernel's bridges know no VLANs",
+)
+class TestVlans:
+    """Ports in VLANs of one bridge. Trunks are newer than Debian's plugins."""
+
+    def pod(self, machine: Machine, folder: Path, number: int, **conf: Any) -> tuple[Networks, Place, str]:
+        static = {"type": "static", "addresses": [{"address": f"10.66.0.{number}/24"}]}
+        chain = [{"type": "bridge", "bridge": "br0", "ipam": static, **conf}]
+        nets, place = load(folder / str(number), chain, how="in process"), machine.place()
+        return nets, place, network.attach(nets, Attachment(container_id=f"c{number}", netns=place.path)).addresses[0]
+
+    def test_access_ports_are_kept_apart(self, machine: Machine, tmp_path: Path) -> None:
+        nets, one, address = self.pod(machine, tmp_path, 1, vlan=100)
+        nets.state.set_fact("bridge/br0", "")
+        _, two, _ = self.pod(machine, tmp_path, 2, vlan=100, preserveDefaultVlan=False)
+        _, three, _ = self.pod(machine, tmp_path, 3, vlan=200, preserveDefaultVlan=False)
+        with one.serve(80):
+            assert two.reaches(address, 80)
+            assert not three.reaches(address, 80)
+
+    def test_trunk(self, machine: Machine, tmp_path: Path) -> None:
+        trunk = [{"id": 5}, {"minID": 100, "maxID": 103}]
+        self.pod(machine, tmp_path, 1, vlanTrunk=trunk, preserveDefaultVlan=False)
+        (port,) = [p for p in json.loads(machine.run("bridge -j vlan show")) if p["ifname"].startswith("veth")]
+        found = {v for entry in port["vlans"] for v in range(entry["vlan"], entry.get("vlanEnd", entry["vlan"]) + 1)}
+        assert found == {5, 100, 101, 102, 103}
+        assert not any("PVID" in entry.get("flags", []) for entry in port["vlans"])
+
+    def test_a_bridge_of_somebody_that_knows_no_vlans(self, machine: Machine, tmp_path: Path) -> None:
+        machine.run("ip link add br0 type bridge")
+        with pytest.raises(WrongState, match="vlan_filtering 1"):
+            self.pod(machine, tmp_path, 1, vlan=100)
+        machine.run("ip link set br0 type bridge vlan_filtering 1")
+        self.pod(machine, tmp_path, 2, vlan=100)
+
+    def test_a_bridge_of_ours_learns_vlans_and_goes_with_its_gateway(self, machine: Machine, tmp_path: Path) -> None:
+        plain: list[dict[str, Any]] = [{"type": "bridge", "bridge": "br0", "isGateway": True, "ipam": SUBNET}]
+        other = copy.deepcopy(plain)
+        other[0] |= {"vlan": 100}
+        other[0]["ipam"]["subnet"] = "10.67.0.0/24"
+        nets, tagged = load(tmp_path / "1", plain, how="in process"), load(tmp_path / "2", other, how="in process")
+        tagged.state = nets.state
+        one, two = machine.place(), machine.place()
+        network.attach(nets, Attachment(container_id="a", netns=one.path))
+        network.attach(tagged, Attachment(container_id="b", netns=two.path))
+        assert machine.addresses("br0.100") == {"10.67.0.1/24"}
+        with machine.serve(80):
+            assert one.reaches("10.61.0.1", 80)
+            assert two.reaches("10.67.0.1", 80)
+        network.detach(nets, "a", netns_ends=False)
+        network.detach(tagged, "b", netns_ends=False)
+        assert network.tidy(nets)
+        assert [link["ifname"] for link in machine.ip("link show")] == ["lo"]
+
+
+@pytest.mark.skipif(
+    network_world.kernel_has("ip link add b type bridge vlan_filtering 1"), reason="this kernel's bridges know VLANs"
+)
+def test_a_kernel_without_vlans_on_bridges_is_named(machine: Machine, tmp_path: Path) -> None:
+    nets = load(tmp_path, [{"type": "bridge", "bridge": "br0", "vlan": 5, "ipam": SUBNET}], how="in process")
+    with pytest.raises(Unsupported, match="CONFIG_BRIDGE_VLAN_FILTERING"):
+        network.attach(nets, Attachment(container_id="a", netns=machine.place().path))
+
+
+class TestFirewall:
+    """What the standard plugin does not do, or does otherwise."""
+
+    @pytest.fixture
+    def dropping(self, machine: Machine, tmp_path: Path) -> Networks:
+        machine.run("iptables -P FORWARD DROP")
+        chain = [{**CONFIGURATIONS["bridge"][0]}, {"type": "firewall"}]
+        return load(tmp_path, chain, how="in process")
+
+    def test_a_flushed_chain_is_filled_again(self, machine: Machine, dropping: Networks) -> None:
+        one, two, other = machine.place(), machine.place(), machine.neighbour()
+        network.attach(dropping, Attachment(container_id="a", netns=one.path))
+        network.check(dropping, "a")
+        for command in ("-F", "-X"):
+            machine.run(f"iptables {command}")
+        with pytest.raises(WrongState, match="no longer lets"):
+            network.check(dropping, "a")
+        network.attach(dropping, Attachment(container_id="b", netns=two.path))
+        with other.serve(80):
+            assert one.reaches("192.168.77.2", 80)
+            assert two.reaches("192.168.77.2", 80)
+
+    def test_nothing_of_it_stays(self, machine: Machine, dropping: Networks) -> None:
+        before = machine.run("iptables -S")
+        network.attach(dropping, Attachment(container_id="a", netns=machine.place().path))
+        network.detach(dropping, "a")
+        assert network.tidy(dropping)
+        assert machine.run("iptables -S") == before
+
+    def test_where_nothing_drops_iptables_is_left_alone(self, machine: Machine, tmp_path: Path) -> None:
+        nets = load(tmp_path, CONFIGURATIONS["firewall"], how="in process")
+        network.attach(nets, Attachment(container_id="a", netns=machine.place().path))
+        assert "table ip filter" not in machine.run("nft list tables")
+
+    def test_others_that_drop_are_named_with_the_mend(self, machine: Machine, dropping: Networks) -> None:
+        assert network.status(dropping).message == ""  # what the plugin gets round is no obstacle
+        machine.run("nft add table inet office")
+        machine.run("nft add chain inet office gate { type filter hook forward priority 0 ; policy drop ; }")
+        found = network.status(dropping)
+        assert found.ready
+        assert "nft insert rule inet office gate iifname BRIDGE accept" in found.message
+        machine.run("nft add table inet firewalld")
+        machine.run("nft add chain inet firewalld filter_FORWARD { type filter hook forward priority 10 ; }")
+        assert "firewall-cmd" in network.status(dropping).message
 
 
 class TestOnlyOurs:
@@ -364,7 +516,14 @@ class TestOnlyOurs:
         ({"type": "bridge", "ipam": {"type": "host-local", "subnet": "10.0.0.1/24"}}, "host bits set"),
         ({"type": "bridge", "ipam": {"type": "host-local"}}, "neither ranges nor a subnet"),
         ({"type": "bridge", "ipam": {"type": "host-local", "subnet": "10.0.0.0/24", "gateway": "x"}}, "gateway"),
-        ({"type": "bridge", "vlan": 7}, "vlan: VLANs of a bridge are not built in"),
+        ({"type": "bridge", "vlan": 4095}, "vlan: 4095 is not between"),
+        ({"type": "bridge", "vlan": 7, "vlanTrunk": [{"id": 8}]}, "vlanTrunk: cannot be set together with vlan"),
+        ({"type": "bridge", "vlanTrunk": [{}, {"minID": 8}]}, r"vlanTrunk\[1\]: minID and maxID"),
+        ({"type": "bridge", "vlanTrunk": [{"minID": 8, "maxID": 7}]}, r"vlanTrunk\[0\].minID: 8 is greater"),
+        ({"type": "portmap", "conditionsV4": ["-m", "string"]}, r"conditionsV4: '-m' is not built in"),
+        ({"type": "portmap", "conditionsV4": ["-d", "10.0.0.0/33"]}, "conditionsV4"),
+        ({"type": "portmap", "conditionsV6": ["-i", 'x" accept']}, "no interface name"),
+        ({"type": "portmap", "markMasqBit": 3, "externalSetMarkChain": "X"}, "together with externalSetMarkChain"),
         ({"type": "bandwidth", "ingressRate": 5}, "rate and burst"),
         ({"type": "tuning", "sysctl": {"kernel.panic": "1"}}, "not a sysctl of the network"),
         ({"type": "tuning", "sysctl": {"net/../kernel/panic": "1"}}, "not a sysctl of the network"),

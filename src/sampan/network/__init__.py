@@ -8,6 +8,7 @@ process. "The machine" means the network namespace of the calling thread.
 from sampan.network.attach import Attached, Attachment, Bandwidth, Dns, PortMapping, attach, check, detach
 from sampan.network.config import NetworkList, Networks
 from sampan.network.execution import PluginFailed
+from sampan.network.forwarding import obstacles
 from sampan.network.manage import Member, Reconciled, Status, create, members, reconcile, remove, status, subnets, tidy
 from sampan.network.names import publish as publish_names
 from sampan.network.state import State
@@ -30,6 +31,7 @@ __all__ = [
     "detach",
     "load",
     "members",
+    "obstacles",
     "publish_names",
     "reconcile",
     "remove",

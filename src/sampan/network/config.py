@@ -317,7 +317,7 @@ def bridge_document(
         plugin["mtu"] = mtu
     chain = [plugin]
     if not internal:
-        chain.append({"type": "portmap", "capabilities": {"portMappings": True}})
+        chain += [{"type": "portmap", "capabilities": {"portMappings": True}}, {"type": "firewall"}]
     return {"cniVersion": cni.VERSIONS[-1], "name": name, "plugins": chain}
 
 

@@ -16,6 +16,8 @@ IpInterface = IPv4Interface | IPv6Interface
 
 #: Facts of this prefix name the bridges that we made.
 MADE_BRIDGE = "bridge/"
+#: And the interfaces by which the machine is in a bridge's VLANs.
+MADE_LINK = "link/"
 
 _TRIES = 5
 

@@ -1,5 +1,6 @@
 """The networks as a whole: whether they are ready, what nobody owns, making and removing one."""
 
+import errno
 import os
 from collections.abc import Callable, Collection
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -7,11 +8,11 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 import msgspec
 
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, WrongState
-from sampan.network import config, execution, masquerade, names, nft, plugins
+from sampan.network import config, execution, foreign, forwarding, masquerade, names, nft, plugins
 from sampan.network.attach import detach, read_cache
 from sampan.network.call import Session
 from sampan.network.config import NetworkList, Networks
-from sampan.network.interface import MADE_BRIDGE
+from sampan.network.interface import MADE_BRIDGE, MADE_LINK
 from sampan.network.rtnl import Rtnl
 from sampan.network.state import Owner, State
 from sampan.wire import rtnetlink
@@ -47,11 +48,13 @@ def status(networks: Networks) -> Status:
             return Status(False, "NetworkPluginNotReady", f"no CNI configuration in {networks.conf_dir}")
         for index, plugin in enumerate(network.plugins):
             _check_available(networks, plugin, index)
+        foreign.status(networks, network)
+        obstacles = forwarding.obstacles()
     except SampanError as error:
         return Status(False, "NetworkPluginNotReady", str(error))
     except OSError as error:
         return Status(False, "NetworkPluginNotReady", f"{networks.conf_dir}: {error.strerror}")
-    return Status(True)
+    return Status(True, message="; ".join(obstacles))
 
 
 def _check_available(networks: Networks, plugin: dict[str, object], index: int) -> None:
@@ -110,6 +113,8 @@ def reconcile(networks: Networks, live: Collection[str] | Callable[[], Collectio
             errors.append(f"{container}: {error}")
     removed, restored = _reconcile_rules(networks)
     names.refresh(state)
+    for network in networks.all():
+        errors += foreign.collect(networks, network)
     return Reconciled(tuple(gone), count, removed, restored, tuple(errors))
 
 
@@ -124,6 +129,7 @@ def forget(state: State, owner: Owner) -> None:
             "DELETE FROM leases WHERE container = ? AND ifname = ? AND network = ?",
             (owner.container, owner.ifname, owner.network),
         )
+    forwarding.shut(state, owner)
 
 
 def _reconcile_rules(networks: Networks) -> tuple[int, int]:
@@ -165,12 +171,17 @@ def tidy(networks: Networks) -> bool:
         masquerade.forget(state, database)
         for family in (NFPROTO_INET, NFPROTO_BRIDGE):
             session.nft.delete_table(family)
+        for fact in state.facts(MADE_LINK):
+            name = fact.removeprefix(MADE_LINK)
+            session.host.do(f"delete {name}", rtnetlink.delete_link(name=name), tolerate=(errno.ENODEV,))
+            state.drop_fact(database, fact)
         ports = {link.master for link in session.host.links()}
         for fact in state.facts(MADE_BRIDGE):
             link = session.host.find_link(fact.removeprefix(MADE_BRIDGE))
             if link is not None and link.kind == "bridge" and link.index not in ports:
                 session.host.do(f"delete bridge {link.name}", rtnetlink.delete_link(link.index))
             state.drop_fact(database, fact)
+        forwarding.tidy()
         return True
 
 

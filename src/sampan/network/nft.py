@@ -209,6 +209,23 @@ class Table:
         return count
 
 
+def find_chain(table: str, name: str, family: int) -> nfnetlink.Chain | None:
+    """A chain of anybody's table, or None."""
+    exchange = _kernel().exchange([nfnetlink.get_chain(table, name, family)])
+    if exchange.errors[0] is not None or not exchange.answers[0]:
+        return None
+    return nfnetlink.parse_chain(exchange.answers[0][0])
+
+
+def forward_chains() -> list[nfnetlink.Chain]:
+    """The chains of every table that see what is forwarded."""
+    try:
+        chains = [nfnetlink.parse_chain(answer) for answer in _kernel().dump(nfnetlink.get_chains())]
+    except OSError:
+        return []
+    return [chain for chain in chains if chain.hook == nfnetlink.NF_INET_FORWARD and chain.family in (1, 2, 10)]
+
+
 _thread = threading.local()
 
 

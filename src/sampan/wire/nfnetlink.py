@@ -31,6 +31,7 @@ Request = tuple[int, int, bytes]
 
 NFPROTO_INET = 1
 NFPROTO_BRIDGE = 7
+NF_INET_FORWARD = 2
 
 NFNL_MSG_BATCH_BEGIN = 16
 NFNL_MSG_BATCH_END = 17
@@ -147,6 +148,46 @@ def delete_table(table: str, family: int) -> Request:
 def get_chain(table: str, chain: str, family: int = NFPROTO_INET) -> Request:
     """Ask for one chain; ENOENT when it or the table is not there."""
     return _GETCHAIN, 0, preamble(family) + text(1, table) + text(3, chain)
+
+
+def get_chains() -> Request:
+    """Ask for the chains of every table."""
+    return _GETCHAIN, NLM_F_DUMP, preamble(0)
+
+
+class Chain:
+    """A chain; one that hangs on a hook has a policy."""
+
+    __slots__ = ("family", "hook", "name", "policy", "table")
+
+    def __init__(self, family: int, table: str, name: str, hook: int, policy: int) -> None:
+        self.family = family
+        self.table = table
+        self.name = name
+        #: -1: no hook; 2: forward.
+        self.hook = hook
+        #: -1: none; 0: drop; 1: accept.
+        self.policy = policy
+
+    @property
+    def drops(self) -> bool:
+        """Whether it drops what is forwarded and no rule of it takes."""
+        return self.hook == NF_INET_FORWARD and self.policy == 0
+
+
+def parse_chain(answer: Message) -> Chain:
+    """Read an answer to :func:`get_chain` or :func:`get_chains`."""
+    family = answer.body[0] if answer.body else 0
+    fields = attributes(answer.body, _PREAMBLE.size)
+    hook = attributes(fields[4]).get(1, b"") if 4 in fields else b""
+    policy = fields.get(5, b"")
+    return Chain(
+        family,
+        string(fields.get(1)),
+        string(fields.get(3)),
+        int.from_bytes(hook, "big") if hook else -1,
+        int.from_bytes(policy, "big") if policy else -1,
+    )
 
 
 def get_connections(family: int) -> Request:

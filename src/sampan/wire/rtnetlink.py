@@ -20,6 +20,7 @@ from sampan.wire.netlink import (
     number,
     string,
     text,
+    u16,
     u32,
 )
 
@@ -73,6 +74,15 @@ IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
 IFLA_BRPORT_MODE = 4
 IFLA_BRPORT_ISOLATED = 33
+IFLA_BR_VLAN_FILTERING = 7
+IFLA_BR_VLAN_DEFAULT_PVID = 39
+IFLA_BRIDGE_FLAGS = 0
+IFLA_BRIDGE_VLAN_INFO = 2
+BRIDGE_FLAGS_MASTER = 1
+BRIDGE_VLAN_INFO_PVID = 0x02
+BRIDGE_VLAN_INFO_UNTAGGED = 0x04
+BRIDGE_VLAN_INFO_RANGE_BEGIN = 0x08
+BRIDGE_VLAN_INFO_RANGE_END = 0x10
 VETH_INFO_PEER = 1
 
 IFA_ADDRESS = 1
@@ -310,6 +320,34 @@ def set_bridge_port(index: int, *, hairpin: bool | None = None, isolated: bool |
     if isolated is not None:
         settings += attribute(IFLA_BRPORT_ISOLATED, bytes((isolated,)))
     return RTM_SETLINK, 0, link_header(index, family=AF_BRIDGE) + nested(IFLA_PROTINFO, settings)
+
+
+def set_vlan_filtering(index: int) -> Request:
+    """Have a bridge look at the VLANs of frames."""
+    data = attribute(IFLA_BR_VLAN_FILTERING, b"\1")
+    info = text(IFLA_INFO_KIND, "bridge") + nested(IFLA_INFO_DATA, data)
+    return RTM_NEWLINK, 0, link_header(index) + nested(IFLA_LINKINFO, info)
+
+
+def add_port_vlans(index: int, first: int, last: int = 0, *, untagged: bool = False) -> Request:
+    """Let a bridge's port into VLANs ``first`` to ``last``; ``untagged``: into one, as its own, without tags."""
+    flags = BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED if untagged else 0
+    return RTM_SETLINK, 0, _port_vlans(index, first, last, flags)
+
+
+def delete_port_vlan(index: int, vlan: int) -> Request:
+    """Take a bridge's port out of a VLAN."""
+    return RTM_DELLINK, 0, _port_vlans(index, vlan, 0, 0)
+
+
+def _port_vlans(index: int, first: int, last: int, flags: int) -> bytes:
+    ends = [(first, flags)]
+    if last > first:
+        ends = [(first, flags | BRIDGE_VLAN_INFO_RANGE_BEGIN), (last, flags | BRIDGE_VLAN_INFO_RANGE_END)]
+    settings = u16(IFLA_BRIDGE_FLAGS, BRIDGE_FLAGS_MASTER)
+    for vlan, how in ends:
+        settings += attribute(IFLA_BRIDGE_VLAN_INFO, struct.pack("=HH", how, vlan))
+    return link_header(index, family=AF_BRIDGE) + nested(IFLA_AF_SPEC, settings)
 
 
 def delete_link(index: int = 0, name: str = "") -> Request:

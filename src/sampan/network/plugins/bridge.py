@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from sampan.errors import WrongState
-from sampan.network import interface
+from sampan.network import interface, vlans
 from sampan.network.call import Call
 from sampan.network.interface import IpInterface
 from sampan.network.masquerade import masquerade
@@ -35,14 +35,6 @@ class _Runtime(msgspec.Struct):
     mac: str = ""
 
 
-class Trunk(msgspec.Struct, kw_only=True):
-    """VLANs that a port carries tagged."""
-
-    id: int | None = None
-    min_id: int | None = msgspec.field(name="minID", default=None)
-    max_id: int | None = msgspec.field(name="maxID", default=None)
-
-
 class Conf(msgspec.Struct, kw_only=True):
     """The plugin's configuration."""
 
@@ -56,7 +48,7 @@ class Conf(msgspec.Struct, kw_only=True):
     hairpin_mode: bool = msgspec.field(name="hairpinMode", default=False)
     promisc_mode: bool = msgspec.field(name="promiscMode", default=False)
     vlan: int = 0
-    vlan_trunk: list[Trunk] = msgspec.field(name="vlanTrunk", default_factory=list)
+    vlan_trunk: list[vlans.Trunk] = msgspec.field(name="vlanTrunk", default_factory=list)
     preserve_default_vlan: bool = msgspec.field(name="preserveDefaultVlan", default=True)
     macspoofchk: bool = False
     port_isolation: bool = msgspec.field(name="portIsolation", default=False)
@@ -71,12 +63,15 @@ class Conf(msgspec.Struct, kw_only=True):
             raise ValueError(f"bridge: {self.bridge!r} is no interface name")
         if self.mtu and not 68 <= self.mtu <= 65535:
             raise ValueError(f"mtu: {self.mtu} is not between 68 and 65535")
-        for name, value in (("vlan", self.vlan), ("vlanTrunk", self.vlan_trunk)):
-            if value:
-                raise ValueError(f'{name}: VLANs of a bridge are not built in; add "sampan": "external"')
+        self.ports  # noqa: B018 - an error before anything is done
         if self.hairpin_mode and self.promisc_mode:
             raise ValueError("hairpinMode: cannot be set together with promiscMode")
         self.is_gateway = self.is_gateway or self.is_default_gateway
+
+    @property
+    def ports(self) -> vlans.Ports:
+        """The VLANs of the containers' ports."""
+        return vlans.Ports(self.vlan, self.vlan_trunk, preserve_default=self.preserve_default_vlan)
 
 
 def add(call: Call) -> Result:
@@ -86,15 +81,20 @@ def add(call: Call) -> Result:
     bridge = _ensure_bridge(call, conf)
     result = interface.ask_addresses(call) if interface.ipam_type(call) else Result()
     addresses = [interface.address_of(config) for config in result.ips]
+    # With a VLAN the gateway's addresses are on an interface in that VLAN.
+    gateway = vlans.gateway(call, bridge, conf.ports) if conf.is_gateway and conf.vlan and addresses else None
     if conf.is_gateway:
-        _be_gateway(call, conf, bridge, result, addresses)
-    mac = interface.hardware_address(call, conf.runtime_config.mac or conf.args.cni.mac, addresses)
+        _be_gateway(call, conf, gateway or bridge, result, addresses)
+    wanted = conf.runtime_config.mac or conf.args.cni.mac or call.args.get("MAC", "")
+    mac = interface.hardware_address(call, wanted, addresses)
     host = _join(call, conf, bridge, mac)
     result.interfaces = [
         Interface(name=bridge.name, mac=interface.mac_text(bridge.mac)),
         Interface(name=host.name, mac=interface.mac_text(host.mac)),
         Interface(name=call.ifname, mac=interface.mac_text(mac), sandbox=session.netns_path),
     ]
+    if gateway is not None:
+        result.interfaces.append(Interface(name=gateway.name, mac=interface.mac_text(gateway.mac)))
     for config in result.ips:
         config.interface = 2
     inside = session.inside.link(call.ifname)
@@ -110,8 +110,8 @@ def _ensure_bridge(call: Call, conf: Conf) -> Link:
     if link is None:
         # A hardware address of its own, or the bridge would change to its lowest port's each time one comes or goes.
         mac = bytes((0x02 | os.urandom(1)[0] & 0xFC,)) + os.urandom(5)
-        request = rtnetlink.add_link(conf.bridge, "bridge", mac=mac, mtu=conf.mtu, up=True)
-        host.do(f"make bridge {conf.bridge}", request, tolerate=(errno.EEXIST,))
+        request = rtnetlink.add_link(conf.bridge, "bridge", conf.ports.bridge_data, mac=mac, mtu=conf.mtu, up=True)
+        vlans.make_bridge(call, conf.bridge, request, conf.ports)
         call.session.state.set_fact(f"{interface.MADE_BRIDGE}{conf.bridge}", call.owner.network)
         link = host.link(conf.bridge)
         set_sysctl(f"net/ipv6/conf/{conf.bridge}/accept_dad", "0", missing_ok=True)
@@ -120,6 +120,7 @@ def _ensure_bridge(call: Call, conf: Conf) -> Link:
             f"interface {conf.bridge} is of kind {link.kind or 'physical'}, not a bridge",
             hint="name another bridge in the conflist",
         )
+    vlans.ensure_filtering(call, link, conf.ports)
     if not link.up:
         host.do(f"set bridge {conf.bridge} up", rtnetlink.set_link(link.index, up=True))
     if conf.promisc_mode and not link.flags & rtnetlink.IFF_PROMISC:
@@ -177,6 +178,7 @@ def _join(call: Call, conf: Conf, bridge: Link, mac: bytes) -> Link:
             host.index, hairpin=conf.hairpin_mode or None, isolated=conf.port_isolation or None
         )
         call.session.host.do(f"set up bridge port {host.name}", port)
+    vlans.set_port(call, bridge, host, conf.ports)
     if conf.macspoofchk:
         name = host.name.encode().ljust(16, b"\0")
         call.rules(

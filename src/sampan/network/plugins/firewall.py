@@ -1,8 +1,8 @@
-"""``firewall``: which networks' containers may reach each other.
+"""``firewall``: letting the container's packets through, and which networks' containers may reach each other.
 
-Our table accepts what is forwarded, so that letting the container's packets through takes no rule; an accept of ours
-could not overrule another table's drop. With ``ingressPolicy: same-bridge`` the bridges of such networks are cut off
-from each other.
+Our table accepts what is forwarded. Where an iptables FORWARD chain drops by default, rules are added to it as the
+standard plugin adds them (:mod:`sampan.network.forwarding`). With ``ingressPolicy: same-bridge`` the bridges of such
+networks are cut off from each other.
 """
 
 from typing import Literal
@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from sampan.errors import WrongState
+from sampan.network import forwarding, interface
 from sampan.network.call import Call
 from sampan.spec.cni import Result
 from sampan.wire.nfnetlink import Element, concatenation
@@ -25,25 +26,30 @@ class Conf(msgspec.Struct, kw_only=True):
     firewalld_zone: str = msgspec.field(name="firewalldZone", default="")
 
     def __post_init__(self) -> None:
-        if self.backend not in ("", "nftables"):
+        if self.backend not in ("", "nftables", "iptables"):
             raise ValueError(f'backend: {self.backend!r} needs the external plugin: add "sampan": "external"')
 
 
 def add(call: Call) -> Result:
-    """Cut the container's bridge off from the others, if that is the policy."""
+    """Let the container through, and cut its bridge off from the others if that is the policy."""
     conf = call.decode(Conf)
     previous = call.previous
     if conf.ingress_policy == "same-bridge":
-        call.shared_rules(_elements(_bridge(call, previous)))
+        call.shared_rules([element for name in _routed(call, previous) for element in _elements(name)])
+    if conf.backend != "nftables":
+        addresses = [str(interface.address_of(config).ip) for config in previous.ips]
+        admin = conf.iptables_admin_chain_name or forwarding.ADMIN
+        forwarding.let_through(call, addresses, admin, always=conf.backend == "iptables")
     return previous
 
 
-def _bridge(call: Call, previous: Result) -> str:
-    for entry in previous.interfaces:
-        if not entry.sandbox:
-            link = call.session.host.find_link(entry.name)
-            if link is not None and link.kind == "bridge":
-                return link.name
+def _routed(call: Call, previous: Result) -> list[str]:
+    """The bridge, and the interface by which the machine is in the container's VLAN, if it has one."""
+    names = [entry.name for entry in previous.interfaces if not entry.sandbox]
+    for name in names:
+        link = call.session.host.find_link(name)
+        if link is not None and link.kind == "bridge":
+            return [name, *(other for other in names if other.startswith(f"{name}."))]
     raise WrongState("ingressPolicy same-bridge must come after a plugin that makes a bridge")
 
 
@@ -53,12 +59,14 @@ def _elements(bridge: str) -> list[Element]:
 
 
 def delete(call: Call) -> None:
-    """The bridge keeps its policy."""
+    """Take the container's rules from FORWARD; the bridge keeps its policy."""
+    forwarding.shut(call.session.state, call.owner)
 
 
 def check(call: Call) -> None:
-    """See that the bridge is cut off."""
+    """See that the bridge is cut off, and the container let through."""
+    forwarding.check(call)
     if call.decode(Conf).ingress_policy == "same-bridge":
-        wanted = _elements(_bridge(call, call.previous))[0].key
+        wanted = _elements(_routed(call, call.previous)[0])[0].key
         if not any(element.key == wanted for element in call.session.nft.elements("secluded")):
             raise WrongState("the bridge is no longer cut off from others", hint="sampan network reconcile")

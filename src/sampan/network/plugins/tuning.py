@@ -92,7 +92,8 @@ def add(call: Call) -> Result:
             set_sysctl(sysctl_path(name, call.ifname), value)
     inside = call.session.inside
     link = inside.link(call.ifname)
-    mac = interface.parse_mac(conf.mac) if conf.mac else b""
+    wanted = conf.mac or call.args.get("MAC", "")
+    mac = interface.parse_mac(wanted) if wanted else b""
     requests = []
     if mac or conf.mtu or conf.tx_queue_length is not None:
         if conf.mtu and not 68 <= conf.mtu <= 65535:

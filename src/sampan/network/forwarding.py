@@ -1,0 +1,198 @@
+"""Letting containers' packets through a ``FORWARD`` chain of iptables that drops by default.
+
+Docker, ufw and others set that policy, and no accept in our own table can overrule another table's drop. So the
+``firewall`` plugin, whose job this is, adds what the standard plugin adds, by the ``iptables`` program and in the same
+chains: ``FORWARD`` -> ``CNI-FORWARD`` -> the administrator's ``CNI-ADMIN``. Where nothing drops, nothing is added.
+What was added is kept as facts, so that leaving needs no configuration, and a chain that somebody flushed is filled
+again.
+"""
+
+import errno
+import shutil
+import subprocess
+from ipaddress import ip_address
+
+from sampan.errors import StageFailed, TimedOut, Unsupported, WrongState
+from sampan.network import nft
+from sampan.network.call import Call
+from sampan.network.state import Owner, State
+
+_FACT = "forward/"
+CHAIN = "CNI-FORWARD"
+ADMIN = "CNI-ADMIN"
+_JUMP = ("FORWARD", "-m", "comment", "--comment", "CNI firewall plugin rules", "-j", CHAIN)
+_SECONDS = 30
+#: Seconds that the program waits for others of its kind.
+_WAIT = "5"
+_LEGACY_TABLES = {4: "/proc/net/ip_tables_names", 6: "/proc/net/ip6_tables_names"}
+
+
+def program(version: int) -> str:
+    """The iptables program whose FORWARD chain drops by default in an address family; empty when none does."""
+    name = "iptables" if version == 4 else "ip6tables"
+    chain = nft.find_chain("filter", "FORWARD", 2 if version == 4 else 10)
+    if chain is not None and chain.drops:
+        return f"{name}-nft" if shutil.which(f"{name}-nft") else name
+    try:
+        with open(_LEGACY_TABLES[version], encoding="ascii") as file:
+            if "filter" not in file.read().split():
+                return ""
+    except OSError:
+        return ""
+    legacy = f"{name}-legacy"
+    return legacy if "-P FORWARD DROP" in _output(legacy, "-S", "FORWARD").splitlines() else ""
+
+
+def obstacles() -> list[str]:
+    """What keeps containers from the outside and no plugin of ours gets out of the way, with the mend."""
+    found = []
+    for chain in nft.forward_chains():
+        if chain.family in (2, 10) and (chain.table, chain.name) == ("filter", "FORWARD"):
+            continue
+        if chain.table == "firewalld":
+            found.append(
+                "firewalld rejects what is forwarded between its zones; let the bridge through: "
+                "firewall-cmd --permanent --zone=trusted --add-interface=BRIDGE; firewall-cmd --reload"
+            )
+        elif chain.drops:
+            family = {1: "inet", 2: "ip", 10: "ip6"}.get(chain.family, str(chain.family))
+            found.append(
+                f"chain {chain.name} of table {family} {chain.table} drops what is forwarded; let the bridge through: "
+                f"nft insert rule {family} {chain.table} {chain.name} iifname BRIDGE accept, and the same with oifname"
+            )
+    return found
+
+
+def let_through(call: Call, addresses: list[str], admin: str, *, always: bool) -> None:
+    """Have FORWARD accept what these addresses send, and answers to it.
+
+    Args:
+        call: The plugin's turn.
+        addresses: The container's, without prefix lengths.
+        admin: The administrator's chain.
+        always: Also where the policy is to accept: the configuration asks for iptables.
+
+    Raises:
+        Unsupported: There is no iptables program.
+        StageFailed: It refused.
+    """
+    state = call.session.state
+    for version in (4, 6):
+        own = [address for address in addresses if ip_address(address).version == version]
+        name = program(version) if own else ""
+        if own and always and not name:
+            name = "iptables" if version == 4 else "ip6tables"
+        if not name:
+            continue
+        with state.transaction() as database:
+            _make_chains(name, admin, state)
+            state.put_fact(database, f"{_FACT}{name}/{_tail(call.owner)}", " ".join(own))
+            _restore(name, [rule for address in own for rule in _rules("-A", address)])
+
+
+def _tail(owner: Owner) -> str:
+    return f"{owner.network}/{owner.container}/{owner.ifname}"
+
+
+def _make_chains(name: str, admin: str, state: State) -> None:
+    """Make the chains and their jumps; a chain that is made anew gets the rules of everybody it is for."""
+    if not _ok(name, "-n", "-L", admin):
+        _run(name, "-N", admin)
+    if not _ok(name, "-n", "-L", CHAIN):
+        _run(name, "-N", CHAIN)
+        jump = f'-A {CHAIN} -m comment --comment "CNI firewall plugin admin overrides" -j {admin}'
+        known = state.facts(f"{_FACT}{name}/")
+        _restore(name, [jump, *(r for fact in known for a in state.fact(fact).split() for r in _rules("-A", a))])
+    if not _ok(name, "-C", *_JUMP):
+        _run(name, "-I", *_JUMP)
+
+
+def _rules(how: str, address: str) -> tuple[str, str]:
+    whole = f"{address}/{ip_address(address).max_prefixlen}"
+    return (
+        f"{how} {CHAIN} -d {whole} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        f"{how} {CHAIN} -s {whole} -j ACCEPT",
+    )
+
+
+def shut(state: State, owner: Owner) -> None:
+    """Take the rules of a container away; none is no error."""
+    for fact in [name for name in state.facts(_FACT) if name.endswith(f"/{_tail(owner)}")]:
+        with state.transaction() as database:
+            _delete(_program_of(fact), state.fact(fact).split())
+            state.drop_fact(database, fact)
+
+
+def _program_of(fact: str) -> str:
+    return fact.removeprefix(_FACT).split("/")[0]
+
+
+def _delete(name: str, addresses: list[str]) -> None:
+    for address in addresses:
+        for rule in _rules("-D", address):
+            while _ok(name, *rule.split()):
+                pass
+
+
+def check(call: Call) -> None:
+    """See that the rules stand.
+
+    Raises:
+        WrongState: One is gone.
+    """
+    state = call.session.state
+    for fact in [name for name in state.facts(_FACT) if name.endswith(f"/{_tail(call.owner)}")]:
+        for address in state.fact(fact).split():
+            if not all(_ok(_program_of(fact), *rule.split()) for rule in _rules("-C", address)):
+                raise WrongState(f"FORWARD of iptables no longer lets {address} through", hint="add the pod anew")
+
+
+def tidy() -> None:
+    """Remove the chains where nobody's rule is left in them, ours or the standard plugin's."""
+    for version in (4, 6):
+        name = program(version)
+        if name and len(_output(name, "-S", CHAIN).splitlines()) == 2:
+            _ok(name, "-D", *_JUMP)
+            _ok(name, "-F", CHAIN)
+            _ok(name, "-X", CHAIN)
+            # Goes only when the administrator has put nothing into it.
+            _ok(name, "-X", ADMIN)
+
+
+# The program.
+
+
+def _call(words: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(words, input=text, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except FileNotFoundError:
+        raise Unsupported(
+            f"FORWARD of iptables drops what containers send, and there is no {words[0]} to let it through",
+            hint="apt-get install iptables",
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise TimedOut(f"{words[0]} did not end within {_SECONDS} s") from None
+
+
+def _ok(name: str, *words: str) -> bool:
+    return _call([name, "-w", _WAIT, *words]).returncode == 0
+
+
+def _output(name: str, *words: str) -> str:
+    return _call([name, "-w", _WAIT, *words]).stdout
+
+
+def _run(name: str, *words: str) -> None:
+    _raise(_call([name, "-w", _WAIT, *words]), f"{name} {' '.join(words)}")
+
+
+def _restore(name: str, rules: list[str]) -> None:
+    """Apply rules together."""
+    text = "\n".join(("*filter", *rules, "COMMIT", ""))
+    _raise(_call([f"{name}-restore", "-w", _WAIT, "-n"], text), f"add rules to {CHAIN}")
+
+
+def _raise(done: subprocess.CompletedProcess[str], what: str) -> None:
+    if done.returncode:
+        first = (done.stderr.strip().splitlines() or ["no reason given"])[0]
+        raise StageFailed(what, OSError(errno.EINVAL, first))
