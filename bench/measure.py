@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -50,6 +52,48 @@ def take_turns(contestants: Mapping[str, Callable[[], object]], rounds: int, war
             if number >= warm_up:
                 times[name].append(1000 * (time.perf_counter() - began))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def take_turns_in_parts(
+    contestants: Mapping[str, Callable[[], dict[str, float]]], rounds: int, warm_up: int = 2
+) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds of each part that each contestant's call tells of, over rounds in which each is called once."""
+    times: dict[str, dict[str, list[float]]] = {name: {} for name in contestants}
+    for number in range(rounds + warm_up):
+        for name, call in contestants.items():
+            for part, value in call().items():
+                if number >= warm_up:
+                    times[name].setdefault(part, []).append(value)
+    return times
+
+
+class Clock:
+    """Adds up milliseconds by name, of the wall and, as "NAME cpu", of the processor: of the children that were waited
+    for meanwhile, or of a process with its children.
+
+    Args:
+        pid: That process; 0 for our own children.
+    """
+
+    def __init__(self, pid: int = 0) -> None:
+        self._pid = pid
+        self.times: dict[str, float] = {}
+
+    def time(self, name: str, call: Callable[[], object]) -> None:
+        """Calls, and adds how long it took."""
+        cpu, began = self._processor(), time.perf_counter()
+        call()
+        wall = 1000 * (time.perf_counter() - began)
+        self.times[name] = self.times.get(name, 0.0) + wall
+        self.times[f"{name} cpu"] = self.times.get(f"{name} cpu", 0.0) + self._processor() - cpu
+
+    def _processor(self) -> float:
+        if not self._pid:
+            usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+            return 1000 * (usage.ru_utime + usage.ru_stime)
+        with open(f"/proc/{self._pid}/stat", encoding="ascii") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return 1000 * sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
