@@ -6,8 +6,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any, TypeVar, overload
 
 import grpc
 from cri_servers import Sampan
@@ -55,13 +56,20 @@ class Daemon(Sampan):
             return [int(child) for child in file.read().split()]
 
 
+D = TypeVar("D", bound=Daemon)
+
+
+@overload
+def private_daemon(bridge: str, subnet: str) -> AbstractContextManager[Daemon]: ...
+@overload
+def private_daemon(bridge: str, subnet: str, kind: type[D]) -> AbstractContextManager[D]: ...
 @contextmanager
-def private_daemon(bridge: str, subnet: str) -> Iterator[Daemon]:
+def private_daemon(bridge: str, subnet: str, kind: type[Any] = Daemon) -> Iterator[Any]:
     """A daemon that is not started yet, in a folder of its own that goes at the end, as do its pods."""
     # pytest's own directories are not searchable by others, and their names are long for a socket.
     with tempfile.TemporaryDirectory(prefix="sampan-cri-", ignore_cleanup_errors=True) as folder:
         os.chmod(folder, 0o711)
-        daemon = Daemon(Path(folder), Path(folder) / "certs.d", bridge=bridge, subnet=subnet)
+        daemon = kind(Path(folder), Path(folder) / "certs.d", bridge=bridge, subnet=subnet)
         try:
             yield daemon
         finally:

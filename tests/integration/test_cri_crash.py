@@ -1,6 +1,5 @@
 """``kill -9`` of the daemon at any instant of a pod's life: nothing is lost, nothing is left, no name stays taken."""
 
-import json
 import os
 import threading
 import time
@@ -11,6 +10,7 @@ import grpc
 import oci_image
 import pytest
 import test_images
+from cri_checks import left_at_last, told_truly
 from cri_daemon import Daemon, private_daemon
 from local_registry import LocalRegistry
 
@@ -58,48 +58,6 @@ def live(daemon: Daemon, attempt: int) -> None:
     runtime.RemoveContainer(pb.RemoveContainerRequest(container_id=container))
     runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod))
     runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
-
-
-def told_truly(daemon: Daemon) -> None:
-    """Every container's state is what the kernel says of its process."""
-    runtime = daemon.runtime
-    for container in runtime.ListContainers(pb.ListContainersRequest()).containers:
-        answer = runtime.ContainerStatus(pb.ContainerStatusRequest(container_id=container.id, verbose=True))
-        pid = json.loads(answer.info["info"])["pid"]
-        lives = pid > 0 and os.path.exists(f"/proc/{pid}")
-        assert lives == (answer.status.state in (pb.CONTAINER_CREATED, pb.CONTAINER_RUNNING)), answer.status
-        assert answer.status.state != pb.CONTAINER_UNKNOWN
-
-
-def left(daemon: Daemon) -> list[str]:
-    """What is still on the machine of pods that are gone."""
-    state = daemon.folder / "state"
-    found = [str(path) for name in ("pods", "ns", "runtime/sampan") for path in (state / name).glob("*")]
-    with open("/proc/self/mounts", encoding="utf-8") as mounts:
-        found += [line.split()[1] for line in mounts if str(state) in line]
-    # A monitor that forgot to end still listens, on a path that is gone.
-    with open("/proc/net/unix", encoding="utf-8") as sockets:
-        found += [line.split()[-1] for line in sockets if f"{state}/pods" in line]
-    found += [link for link in os.listdir("/sys/class/net") if _master(link) == daemon.bridge]
-    cgroups = Path("/sys/fs/cgroup")
-    ids = set(daemon.seen)  # type: ignore[attr-defined]
-    found += [str(path) for path in cgroups.glob("*/sampan/k8s.io/*") if path.name in ids]
-    return found
-
-
-def left_at_last(daemon: Daemon) -> list[str]:
-    """The same after a while: the kernel takes a network namespace's devices in its own time."""
-    deadline = time.monotonic() + 5
-    while (found := left(daemon)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
-
-
-def _master(link: str) -> str:
-    try:
-        return os.path.basename(os.readlink(f"/sys/class/net/{link}/master"))
-    except OSError:
-        return ""
 
 
 @pytest.mark.parametrize("milliseconds", INSTANTS)

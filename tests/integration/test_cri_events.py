@@ -3,23 +3,19 @@
 import json
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import oci_image
 import pytest
 import test_images
+from cri_checks import CREATED, DELETED, STARTED, STOPPED, Follower, holds_in_sequence
 from cri_daemon import Daemon, private_daemon
 from local_registry import LocalRegistry
 
 from sampan.cri import api_pb2 as pb
 
 pytestmark = pytest.mark.root
-
-CREATED, STARTED = pb.CONTAINER_CREATED_EVENT, pb.CONTAINER_STARTED_EVENT
-STOPPED, DELETED = pb.CONTAINER_STOPPED_EVENT, pb.CONTAINER_DELETED_EVENT
 
 
 @pytest.fixture(scope="module")
@@ -41,40 +37,6 @@ def daemon(shared: Daemon) -> Iterator[Daemon]:
     shared.remove_pods()
 
 
-class Follower:
-    """A client that follows events from a thread."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self.events: list[pb.ContainerEventResponse] = []
-        self._more = threading.Condition()
-        self._stream = daemon.runtime.GetContainerEvents(pb.GetEventsRequest())
-        self._stream.initial_metadata()
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        try:
-            for event in self._stream:
-                with self._more:
-                    self.events.append(event)
-                    self._more.notify_all()
-        except grpc.RpcError:
-            return
-
-    def until(self, object_id: str, kind: int) -> list[tuple[str, int]]:
-        """All events so far, once that one is among them."""
-        with self._more:
-            assert self._more.wait_for(lambda: (object_id, kind) in self.kinds(), timeout=15), self.kinds()
-            return self.kinds()
-
-    def kinds(self) -> list[tuple[str, int]]:
-        return [(event.container_id, event.container_event_type) for event in self.events]
-
-    def leave(self) -> None:
-        self._stream.cancel()
-        self._thread.join(timeout=10)
-
-
 def run_pod(daemon: Daemon, name: str) -> str:
     config = pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata(name=name, uid="u", namespace="n"))
     return str(daemon.runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=config)).pod_sandbox_id)
@@ -94,12 +56,6 @@ def run_container(daemon: Daemon, pod: str, *command: str) -> str:
 
 def remove_pod(daemon: Daemon, pod: str) -> None:
     daemon.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
-
-
-def holds_in_sequence(found: list[tuple[str, int]], wanted: list[tuple[str, int]]) -> bool:
-    """Whether all of ``wanted`` is in ``found``, in that order."""
-    rest = iter(found)
-    return all(each in rest for each in wanted)
 
 
 def test_who_comes_back_is_told_what_it_missed_with_the_last_status_of_what_is_gone(daemon: Daemon) -> None:

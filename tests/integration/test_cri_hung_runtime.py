@@ -139,8 +139,8 @@ def sleepers(daemon: Daemon) -> list[str]:
 def refused_in_time(call: "grpc.Future") -> None:
     error = call.exception(timeout=30)
     assert isinstance(error, grpc.RpcError)
-    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
-    assert "has not ended after 6 s and was killed" in error.details()  # type: ignore[attr-defined]
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "has not ended after 6 s and was killed" in error.details()
 
 
 def test_at_create_and_the_name_is_free_afterwards(daemon: Daemon) -> None:

@@ -126,7 +126,7 @@ class Containers:
             "sandboxID": container.pod_id,
             "pid": container.pid,
             "snapshotKey": container.snapshot_key,
-            "snapshotter": self._engine.config.snapshotter,
+            "snapshotter": self._engine.store.snapshots.name,
             "config": msgspec.to_builtins(container.spec),
         }
         bundle = self._engine.layout.bundle(container.pod_id, container.id)

@@ -66,7 +66,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_format: Literal["text", "json"] = "text"
     oom_score: int = 0
     metrics_address: str = ""
-    snapshotter: Literal["overlayfs", "native"] = "overlayfs"
+    snapshotter: Literal["", "overlayfs", "native"] = ""
     cri: CriConfig = CriConfig()
     runtimes: dict[str, RuntimeConfig] = msgspec.field(default_factory=lambda: {"sampan": RuntimeConfig()})
     network: NetworkConfig = NetworkConfig()
@@ -116,7 +116,7 @@ def load(path: str = "", overrides: Mapping[str, Any] | None = None) -> Config:
     """
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for file in _files(path):
+    for file in files(path):
         document = _read(file)
         _convert(document, file)
         _merge(merged, document, origins, file)
@@ -129,7 +129,8 @@ def load(path: str = "", overrides: Mapping[str, Any] | None = None) -> Config:
     return config
 
 
-def _files(path: str) -> list[str]:
+def files(path: str) -> list[str]:
+    """The files that are read, in order."""
     if path and not os.path.isfile(path):
         raise NotFound(f"configuration {path} does not exist")
     first = path or DEFAULT_PATH

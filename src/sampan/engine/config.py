@@ -35,7 +35,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     state: str = DEFAULT_STATE
     #: Where logs of containers are kept that no kubelet made.
     log_root: str = "/var/log/sampan"
-    snapshotter: str = "overlayfs"
+    #: ``overlayfs``, ``native``, or empty for what ``root`` was made with, or the best that works.
+    snapshotter: str = ""
     default_handler: str = "sampan"
     handlers: dict[str, HandlerConfig] = msgspec.field(default_factory=lambda: {"sampan": HandlerConfig()})
     cni_conf_dir: str = "/etc/cni/net.d"

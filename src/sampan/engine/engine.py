@@ -59,7 +59,7 @@ class Engine:
         self.zygote = zygote
         self.layout = Layout(config.state)
         self.layout.make()
-        self.store = Store(config.root)
+        self.store = Store(config.root, snapshotter=config.snapshotter)
         self.locks = Locks(f"{config.state}/locks")
         # Beside the store, not with the state: what was attached must be known after a reboot too, so that external
         # plugins are told to let go of it.
