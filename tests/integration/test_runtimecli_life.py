@@ -100,6 +100,49 @@ def test_create_start_state_kill_delete(runtime: Runtime) -> None:
     runtime.run("delete", "-f", "c1")
 
 
+def test_the_launcher_answers_state_as_python_does(runtime: Runtime, tmp_path: Path) -> None:
+    """A copy of the launcher that has no Python beside it."""
+    launcher = tmp_path / "alone"
+    shutil.copy(LAUNCH.parents[3] / "launcher" / "sampan-runtime", launcher)
+
+    def ask(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([launcher, *args], check=False, capture_output=True, text=True)
+
+    def same(status: str) -> None:
+        expected = runtime.run("state", "c1").stdout
+        assert json.loads(expected)["status"] == status
+        for more in ((), ("--log", "/dev/null", "--log-format", "json"), ("--systemd-cgroup",)):
+            ended = ask("--root", str(runtime.root), *more, "state", "c1")
+            assert (ended.stdout, ended.stderr, ended.returncode) == (expected, "", 0)
+
+    runtime.config["annotations"] = {"a": 'b"\\n\u00e9', "pid": '  "pid": 7,', "n": '\n  "status": "running",\n'}
+    runtime.configure("sleep", "1000")
+    subprocess.run(runtime.command("create", "c1"), cwd=runtime.bundle, stdin=-3, stdout=-3, stderr=-3, check=True)
+    # What is not plain is left to Python.
+    assert ask("--root", str(runtime.root), "state", "c1").returncode not in (0, 1)
+    runtime.run("start", "c1")
+    same("running")
+    runtime.run("pause", "c1")
+    same("paused")
+    runtime.run("resume", "c1")
+    same("running")
+    pidfd = os.pidfd_open(runtime.state("c1")["pid"])
+    runtime.run("kill", "c1", "KILL")
+    assert select.select([pidfd], [], [], 10)[0]
+    os.close(pidfd)
+    same("stopped")
+    for args in (
+        ("state", "nope"),
+        ("state", "c1", "more"),
+        ("state", "../root/c1"),
+        ("state",),
+        ("--bad", "state", "c1"),
+    ):
+        assert ask("--root", str(runtime.root), *args).returncode not in (0, 1), args
+    os.utime(runtime.root / "c1" / "state.json")
+    assert ask("--root", str(runtime.root), "state", "c1").returncode not in (0, 1)
+
+
 def test_run_gives_the_programs_exit_code_and_leaves_nothing(runtime: Runtime) -> None:
     runtime.configure(shell="echo out; echo err >&2; exit 7")
     ended = runtime.run("run", "c1", code=7)

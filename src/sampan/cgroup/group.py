@@ -118,6 +118,10 @@ class Group:
         """Whether the group is frozen, or about to be."""
         raise NotImplementedError
 
+    def freezer_file(self) -> tuple[str, str]:
+        """The file that :meth:`frozen` reads, and its first line while the group is not frozen; empty without one."""
+        raise NotImplementedError
+
     def kill(self, signal: int = SIGKILL) -> None:
         """Signal every process in the group and in the groups under it."""
         raise NotImplementedError

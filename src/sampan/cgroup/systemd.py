@@ -160,6 +160,9 @@ class SystemdGroup(Group):
     def frozen(self) -> bool:
         return self._inner.frozen()
 
+    def freezer_file(self) -> tuple[str, str]:
+        return self._inner.freezer_file()
+
     def kill(self, signal: int = SIGKILL) -> None:
         self._inner.kill(signal)
 

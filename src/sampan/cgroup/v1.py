@@ -146,6 +146,10 @@ class GroupV1(Group):
         except FileNotFoundError:
             return False
 
+    def freezer_file(self) -> tuple[str, str]:
+        directory = self._directories.get("freezer")
+        return ("", "") if directory is None else (f"{directory}/freezer.state", "THAWED")
+
     def kill(self, signal: int = SIGKILL) -> None:
         fatal = signal == SIGKILL
         if fatal and "" in self._directories:

@@ -142,6 +142,9 @@ class GroupV2(Group):
     def frozen(self) -> bool:
         return hierarchy.read_int(f"{self._directory}/cgroup.freeze") == 1
 
+    def freezer_file(self) -> tuple[str, str]:
+        return f"{self._directory}/cgroup.freeze", "0"
+
     def kill(self, signal: int = SIGKILL) -> None:
         if signal == SIGKILL:
             try:

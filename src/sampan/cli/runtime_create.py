@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from sampan.cli.runtime import Context, container_id
+from sampan.cli.runtime_answer import keep
 from sampan.cli.runtime_options import FLAG, NUMBER, VALUE, Option, Parsed
 from sampan.errors import InvalidInput, SampanError, StageFailed
 from sampan.runtime.create import Options
@@ -44,6 +45,7 @@ def command_create(context: Context, parsed: Parsed) -> int:
     config = _config(bundle)
     check_console(config.get("process"), parsed.value("console-socket"), detach=True)
     _create(context, parsed, name, bundle, config)
+    keep(context.handler(), name)
     return 0
 
 
@@ -68,6 +70,7 @@ def command_run(context: Context, parsed: Parsed) -> int:
     created = _create(context, parsed, name, bundle, config)
     try:
         if detach:
+            keep(handler, name)
             handler.start(name)
             return 0
         from sampan.cli.runtime_foreground import Foreground

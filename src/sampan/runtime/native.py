@@ -14,7 +14,7 @@ from sampan.errors import InvalidInput, NotFound, SampanError, StageFailed, Wron
 from sampan.linux.process import pidfd_open, pidfd_send_signal
 from sampan.runtime import create as creation
 from sampan.runtime import hooks, trace
-from sampan.runtime.state import StateDir, loads, start_time
+from sampan.runtime.state import StateDir, document, loads, start_time
 from sampan.spec.runtime_config import validate, validate_resources
 
 TYPE_CHECKING = False
@@ -75,12 +75,12 @@ class NativeHandler:
         directory = StateDir(self.root, container_id)
         bundle = os.path.abspath(bundle)
         trace.step("read configuration", f"{bundle}/config.json")
-        document = validate(read_config(f"{bundle}/config.json") if config is None else config)
+        checked = validate(read_config(f"{bundle}/config.json") if config is None else config)
         if options is None:
             options = creation.Options(
                 systemd_cgroup=self.systemd_cgroup, seccomp_cache=self.seccomp_cache, expendable=self._expendable
             )
-        return creation.Creation(directory, bundle, document, stdio, options).run()
+        return creation.Creation(directory, bundle, checked, stdio, options).run()
 
     def start(self, container_id: str) -> None:
         """Let a created container's program run; returns when it does.
@@ -216,17 +216,7 @@ class NativeHandler:
         directory = StateDir(self.root, container_id)
         record = directory.load()
         status = self._status(directory, record)
-        return {
-            "ociVersion": record["ociVersion"],
-            "id": record["id"],
-            "pid": 0 if status == "stopped" else record["pid"],
-            "status": status,
-            "bundle": record["bundle"],
-            "rootfs": record["rootfs"],
-            "created": record["created"],
-            "annotations": record["annotations"],
-            "owner": "",
-        }
+        return document(record, status)
 
     def config(self, container_id: str) -> dict[str, Any]:
         """The configuration that the container was made with."""

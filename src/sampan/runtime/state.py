@@ -138,6 +138,21 @@ class StateDir:
         self.write("state.json", dumps(document))
 
 
+def document(record: dict[str, Any], status: str) -> dict[str, Any]:
+    """The state document of the runtime specification, with what runc adds."""
+    return {
+        "ociVersion": record["ociVersion"],
+        "id": record["id"],
+        "pid": 0 if status == "stopped" else record["pid"],
+        "status": status,
+        "bundle": record["bundle"],
+        "rootfs": record["rootfs"],
+        "created": record["created"],
+        "annotations": record["annotations"],
+        "owner": "",
+    }
+
+
 def now() -> str:
     """The present in RFC 3339 with nanoseconds, as runc's state document has it."""
     seconds, fraction = divmod(time.time_ns(), 1_000_000_000)
