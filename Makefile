@@ -52,9 +52,11 @@ bench: ## Measure side by side with runc and containerd, print ratios beside the
 	@scripts/setup bench
 	@$(PYTHON) bench/run.py $(BENCH)
 
-test-vm: ## The integration tests in an emulated machine with cgroup v2 and AppArmor.
+test-vm: ## The integration tests and critest's AppArmor specs in an emulated machine with cgroup v2, AppArmor, systemd.
+	@scripts/setup test
+	@scripts/setup conformance
 	@scripts/setup vm
-	@scripts/test-vm $(PYTEST)
+	@$(PYTHON) tests/vm/run.py $(VM) -- $(PYTEST)
 
 clean: ## Remove what set-up and the tests made in this folder (not Debian's packages).
 	rm -rf .work .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -173,7 +173,7 @@ def test_a_terminal_goes_to_the_console_socket(box: Box, tmp_path: Path) -> None
         with listener.accept()[0] as connection:
             _, fds, _, _ = socket.recv_fds(connection, 100, 1)
     box.handler.start(box.container_id)
-    assert os.read(fds[0], 100) == b"hello\r\n"
+    assert read_terminal(fds[0]) == "hello\r\n"
     os.close(fds[0])
     os.waitpid(created.pid, 0)
 

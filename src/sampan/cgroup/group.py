@@ -102,6 +102,9 @@ class Group:
         """Deny all devices but what ``rules`` (in order) and the default list allow. To be called once."""
         raise NotImplementedError
 
+    def delegate(self, uid: int) -> None:
+        """Let this user divide the group among its processes, not enlarge it; nothing on cgroup v1, which cannot."""
+
     def stats(self) -> dict[str, Any]:
         """Statistics in the form of the ``data`` of ``runc events --stats``."""
         raise NotImplementedError

@@ -16,7 +16,7 @@ import os
 
 from sampan.cgroup import hierarchy
 from sampan.cgroup.group import SIGKILL, Group, Joiner
-from sampan.cgroup.v2_limits import weight_of_shares
+from sampan.cgroup.systemd_properties import device_properties, properties
 from sampan.errors import InvalidInput, SampanError, StageFailed, TimedOut, Unavailable, Unsupported
 from sampan.linux.process import close_range
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 #: Seconds that systemd may take for a job.
 _PATIENCE = 30.0
-_NO_LIMIT = 2**64 - 1
 _DEFAULT_SLICE = "system.slice"
 
 
@@ -140,13 +139,25 @@ class SystemdGroup(Group):
         return self._inner.fd()
 
     def set(self, resources: dict[str, Any]) -> None:
-        if found := properties(resources, v2=hierarchy.layout().mode == "v2"):
+        v2 = hierarchy.layout().mode == "v2"
+        if v2:
+            from sampan.cgroup.v2_limits import check
+
+            # Before systemd is told: it writes what it is told, and the kernel kills to get below a limit.
+            check(self._inner.paths()[""], resources)
+        if found := properties(resources, v2=v2):
             with _Systemd() as systemd:
                 systemd.set_properties(self._unit.unit, found)
+        # systemd rounds, and does not know every limit.
         self._inner.set(resources)
 
     def set_devices(self, rules: list[dict[str, Any]]) -> None:
+        with _Systemd() as systemd:
+            systemd.set_properties(self._unit.unit, device_properties(rules))
         self._inner.set_devices(rules)
+
+    def delegate(self, uid: int) -> None:
+        self._inner.delegate(uid)
 
     def stats(self) -> dict[str, Any]:
         return self._inner.stats()
@@ -171,6 +182,7 @@ class SystemdGroup(Group):
 
     def remove(self) -> None:
         self._let_go()
+        # A scope ends by itself with its last process, and is forgotten even if it failed.
         if self._exists_in_systemd():
             with _Systemd() as systemd:
                 systemd.stop(self._unit.unit)
@@ -206,58 +218,12 @@ def _scope_properties(unit: SystemdPath, pid: int) -> list[tuple[str, tuple[str,
         ("PIDs", ("au", [pid])),
         ("Delegate", ("b", True)),
         ("DefaultDependencies", ("b", False)),
+        # One whose process was killed for want of memory has failed, and would otherwise keep its name.
+        ("CollectMode", ("s", "inactive-or-failed")),
+        # systemd's own default is a share of all that the machine may have; no limit was asked for yet.
+        ("TasksMax", ("t", 2**64 - 1)),
         *((f"{name}Accounting", ("b", True)) for name in ("CPU", "Memory", "IO", "Tasks")),
     ]
-
-
-def properties(resources: dict[str, Any], *, v2: bool) -> list[tuple[str, tuple[str, Any]]]:
-    """The limits that systemd has names for (systemd.resource-control(5)), as D-Bus variants."""
-    found: list[tuple[str, tuple[str, Any]]] = []
-    cpu, memory = resources.get("cpu") or {}, resources.get("memory") or {}
-    if cpu.get("shares"):
-        found.append(
-            ("CPUWeight", ("t", weight_of_shares(cpu["shares"]))) if v2 else ("CPUShares", ("t", cpu["shares"]))
-        )
-    if cpu.get("quota"):
-        found.append(("CPUQuotaPerSecUSec", ("t", _per_second(cpu["quota"], cpu.get("period") or 100_000))))
-        if cpu.get("period"):
-            found.append(("CPUQuotaPeriodUSec", ("t", cpu["period"])))
-    if memory.get("limit"):
-        found.append(("MemoryMax" if v2 else "MemoryLimit", ("t", _unsigned(memory["limit"]))))
-    if v2 and memory.get("reservation"):
-        found.append(("MemoryLow", ("t", _unsigned(memory["reservation"]))))
-    if v2 and memory.get("swap") and memory.get("limit", 0) > 0:
-        swap = memory["swap"] - memory["limit"] if memory["swap"] > 0 else -1
-        found.append(("MemorySwapMax", ("t", _unsigned(swap))))
-    if (resources.get("pids") or {}).get("limit"):
-        found.append(("TasksMax", ("t", _unsigned(resources["pids"]["limit"]))))
-    for key, name in (("cpus", "AllowedCPUs"), ("mems", "AllowedMemoryNodes")):
-        if v2 and cpu.get(key):
-            found.append((name, ("ay", _bits(cpu[key]))))
-    return found
-
-
-def _unsigned(value: int) -> int:
-    return _NO_LIMIT if value < 0 else value
-
-
-def _per_second(quota: int, period: int) -> int:
-    """Microseconds a second, rounded up to the hundredth of a processor that systemd counts in."""
-    if quota < 0:
-        return _NO_LIMIT
-    value = quota * 1_000_000 // period
-    return -(-value // 10_000) * 10_000
-
-
-def _bits(text: str) -> bytes:
-    """A list of numbers as systemd's bit mask: bytes, the lowest number in the lowest bit of the first."""
-    from sampan.cgroup.v1_stats import parse_list
-
-    try:
-        value = sum(1 << number for number in set(parse_list(text)))
-    except ValueError:
-        raise InvalidInput(f"{text!r} is no list of numbers", field="linux.resources.cpu") from None
-    return value.to_bytes((value.bit_length() + 7) // 8 or 1, "little")
 
 
 class _Systemd:
@@ -271,7 +237,7 @@ class _Systemd:
         except ImportError:
             raise Unsupported("the systemd cgroup driver needs the package jeepney") from None
         try:
-            self._connection = open_dbus_connection(bus="SYSTEM")
+            self._connection = open_dbus_connection(bus="SYSTEM", auth_timeout=_PATIENCE)
         except (OSError, KeyError) as error:
             raise Unavailable(
                 f"systemd cannot be reached on the system bus: {error}", hint="run without --systemd-cgroup"

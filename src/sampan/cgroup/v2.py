@@ -112,6 +112,20 @@ class GroupV2(Group):
         except OSError as error:
             raise StageFailed("set device rules", error, path=self._directory) from error
 
+    def delegate(self, uid: int) -> None:
+        # The list that the kernel gives is what a delegate may own (cgroup-v2, "Model of Delegation").
+        try:
+            names = hierarchy.read_file("/sys/kernel/cgroup/delegate").split()
+        except FileNotFoundError:  # before Linux 4.15
+            names = ["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"]
+        try:
+            os.chown(self._directory, uid, -1)
+            for name in names:
+                if os.path.exists(f"{self._directory}/{name}"):
+                    os.chown(f"{self._directory}/{name}", uid, -1)
+        except OSError as error:
+            raise StageFailed("hand over cgroup", error) from error
+
     def stats(self) -> dict[str, Any]:
         return v2_stats.gather(self._directory)
 

@@ -22,8 +22,16 @@ if TYPE_CHECKING:
 _UNLIMITED = -1
 
 
+def check(directory: str, resources: dict[str, Any]) -> None:
+    """Refuse a memory limit below the usage, where ``checkBeforeUpdate`` asks for that."""
+    memory = resources.get("memory") or {}
+    if memory.get("checkBeforeUpdate") and memory.get("limit", 0) > 0:
+        _refuse_below_usage(_Files(directory), memory["limit"])
+
+
 def apply(directory: str, resources: dict[str, Any]) -> None:
     """Write every limit that ``resources`` names."""
+    check(directory, resources)
     files = _Files(directory)
     _cpu(files, resources.get("cpu") or {})
     _memory(files, resources.get("memory") or {})
@@ -116,8 +124,6 @@ def _memory(files: _Files, memory: dict[str, Any]) -> None:
     for key in ("kernel", "kernelTCP"):
         if memory.get(key):
             raise Unsupported(f"linux.resources.memory.{key}: cgroup v2 counts it with the rest")
-    if memory.get("checkBeforeUpdate") and limit and limit > 0:
-        _refuse_below_usage(files, limit)
     if limit == _UNLIMITED and not swap:
         swap = _UNLIMITED
     if swap:
