@@ -260,3 +260,19 @@ def test_a_group_that_is_gone_is_quiet() -> None:
 def test_paths_that_lead_elsewhere_are_refused(path: str) -> None:
     with pytest.raises(InvalidInput, match="cgroupsPath"):
         open_group(path)
+
+
+def test_what_was_switched_on_for_huge_pages_is_switched_off_again() -> None:
+    unified = layout().unified
+    if mode() != "hybrid" or "hugetlb" not in read_file(f"{unified}/cgroup.controllers").split():
+        pytest.skip("the hugetlb controller is not in a unified hierarchy beside v1")
+    if "hugetlb" in read_file(f"{unified}/cgroup.subtree_control").split():
+        pytest.skip("somebody has the hugetlb controller on already")
+    group = open_group(f"/sampan-test-huge-{os.getpid()}/one")
+    group.create()
+    try:
+        group.set({"hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}]})
+        assert "hugetlb" in read_file(f"{unified}/cgroup.subtree_control").split()
+    finally:
+        group.remove()
+    assert "hugetlb" not in read_file(f"{unified}/cgroup.subtree_control").split()

@@ -247,3 +247,46 @@ def test_no_pivot_moves_the_root(box: Box) -> None:
     ended = box.run("ls", "/", options=Options(no_pivot=True))
     assert "bin" in ended.output.split()
     assert "boot" not in ended.output.split()
+
+
+def test_the_mount_table_is_in_the_configurations_order(box: Box, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    _mount(box, "/one", source, "bind")
+    _mount(box, "/two", "tmpfs", fstype="tmpfs")
+    _mount(box, "/three", source, "rbind")
+    points = box.sh("cut -d' ' -f5 /proc/self/mountinfo").split()
+    wanted = ["/", *(mount["destination"] for mount in box.config["mounts"])]
+    assert [point for point in points if point in wanted] == wanted
+
+
+def _mounts_below(path: Path) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [point for line in lines if (point := line.split(" ", 5)[4]).startswith(str(path))]
+
+
+def test_a_container_without_a_mount_namespace_has_its_own_root_and_leaves_no_mount(box: Box) -> None:
+    here = os.readlink("/proc/self/ns/mnt")
+    box.linux["namespaces"] = [{"type": kind} for kind in ("pid", "ipc")]
+    del box.config["hostname"]
+    box.config["mounts"] = [mount for mount in box.config["mounts"] if mount["type"] in ("proc", "tmpfs")]
+    before = Path("/proc/self/mountinfo").read_text()
+    created = box.create("sh", "-c", "ls /; sleep 100")
+    box.handler.start(box.container_id)
+    assert os.readlink(f"/proc/{created.pid}/ns/mnt") == here
+    assert os.readlink(f"/proc/{created.pid}/root") == str(box.rootfs)
+    assert box.exec("readlink", "/bin/sh").output.strip() == "busybox"
+    assert box.exec("ls", "/bundle").status != 0
+    assert len(_mounts_below(box.rootfs)) > 2
+    box.discard(created)
+    assert _mounts_below(box.rootfs) == []
+    assert Path("/proc/self/mountinfo").read_text() == before
+
+
+def test_a_failed_create_without_a_mount_namespace_leaves_no_mount(box: Box) -> None:
+    box.linux["namespaces"] = [{"type": "pid"}]
+    del box.config["hostname"]
+    _mount(box, "/data", "tmpfs", "nonsense=1", fstype="tmpfs")
+    with pytest.raises(StageFailed, match="nonsense"):
+        box.create("true")
+    assert _mounts_below(box.rootfs) == []

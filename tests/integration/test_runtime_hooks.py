@@ -94,3 +94,21 @@ def test_a_poststop_hook_that_fails_does_not_keep_the_container(box: Box) -> Non
     box.config["hooks"] = {"poststop": [_hook("exit 3")]}
     assert box.run("true").status == 0
     assert os.listdir(box.handler.root) == []
+
+
+@pytest.mark.parametrize(("version", "stops"), [("1.2.0", False), ("1.3.0", True)])
+def test_a_poststart_hook_that_fails_stops_the_container_since_version_1_3(
+    box: Box, tmp_path: Path, version: str, stops: bool
+) -> None:
+    box.config["ociVersion"] = version
+    box.config["hooks"] = {"poststart": [_hook("exit 3"), _hook(f"touch {tmp_path}/second")]}
+    created = box.create("sleep", "100")
+    if stops:
+        with pytest.raises(StageFailed, match="poststart hook 0"):
+            box.handler.start(box.container_id)
+        assert os.waitstatus_to_exitcode(os.waitpid(created.pid, 0)[1]) == -9
+    else:
+        box.handler.start(box.container_id)
+        assert box.handler.state(box.container_id)["status"] == "running"
+        box.discard(created)
+    assert (tmp_path / "second").exists() != stops

@@ -221,3 +221,13 @@ def test_two_containers_do_not_share_a_cgroup(box: Box, tmp_path: Path) -> None:
     assert box.handler.pids(box.container_id) == [created.pid]
     assert os.listdir(other.handler.root) == []
     box.discard(created)
+
+
+def test_a_container_without_a_process_is_created_and_runs_nothing(box: Box, capfd: pytest.CaptureFixture[str]) -> None:
+    del box.config["process"]
+    created = box.handler.create(box.container_id, str(box.bundle), Stdio(), config=box.config)
+    assert box.handler.state(box.container_id)["status"] == "created"
+    box.handler.start(box.container_id)
+    os.waitpid(created.pid, 0)
+    assert box.handler.state(box.container_id)["status"] == "stopped"
+    assert "process is not set" in capfd.readouterr().err

@@ -184,6 +184,8 @@ class GroupV1(Group):
     def remove(self) -> None:
         for point, path in self._points.items():
             hierarchy.remove_directory(point, path)
+        if "" in self._directories:
+            v1_limits.release_hugepages(hierarchy.layout().unified)
 
     def oom_kills(self) -> int:
         return self._memory_pairs("memory.oom_control").get("oom_kill", 0)

@@ -236,19 +236,56 @@ def _hugepages(files: _Files, limit: dict[str, Any]) -> None:
 
 def _hugepages_unified(files: _Files, limit: dict[str, Any]) -> None:
     """A hybrid machine may have the hugetlb controller in its unified hierarchy, off until someone wants it."""
-    from sampan.cgroup.v2 import enable_controllers
     from sampan.cgroup.v2_limits import hugepages
 
     here = hierarchy.layout().unified
-    enable_controllers(here)
+    _switch_on(here)
     for part in files.directories[""][len(here) :].split("/")[1:-1]:
         here = f"{here}/{part}"
-        enable_controllers(here)
+        _switch_on(here)
 
     def put(name: str, value: object, field: str) -> None:
         files.put("", name, value, field)
 
     hugepages(put, lambda name: files.has("", name), limit)
+
+
+#: Where we switched the hugetlb controller on, for the one who removes the last group that needs it.
+_SWITCHED_ON = "trusted.sampan.hugetlb"
+
+
+def _switch_on(directory: str) -> None:
+    path = f"{directory}/cgroup.subtree_control"
+    try:
+        if "hugetlb" not in hierarchy.read_file(path).split():
+            hierarchy.write_file(path, "+hugetlb")
+            os.setxattr(directory, _SWITCHED_ON, b"1")
+    except OSError:
+        pass  # the limit is then refused where it is set
+
+
+def release_hugepages(root: str) -> None:
+    """Switch the controller off again at the unified hierarchy's root, if we switched it on and no group is limited.
+
+    A controller that is on there can't be mounted in a hierarchy of its own, and other runtimes (crun) refuse hybrid
+    machines with controllers in the unified hierarchy.
+    """
+    try:
+        os.getxattr(root, _SWITCHED_ON)
+        for child in os.scandir(root):
+            if child.is_dir(follow_symlinks=False) and _uses_hugepages(child.path):
+                return
+        hierarchy.write_file(f"{root}/cgroup.subtree_control", "-hugetlb")
+        os.removexattr(root, _SWITCHED_ON)
+    except OSError:
+        return  # not ours, or somebody below has it on
+
+
+def _uses_hugepages(directory: str) -> bool:
+    limits = [entry.path for entry in os.scandir(directory) if entry.name.startswith("hugetlb.")]
+    values = [hierarchy.read_file(path).strip() for path in limits if path.endswith("B.max")]
+    # A limit that was never set is the largest number of pages.
+    return any(value != "max" and int(value) < 1 << 62 for value in values)
 
 
 def _network(files: _Files, network: dict[str, Any]) -> None:

@@ -61,6 +61,8 @@ def command_run(context: Context, parsed: Parsed) -> int:
     bundle = parsed.value("bundle") or os.getcwd()
     detach = parsed.flag("detach")
     config = _config(bundle)
+    if not config.get("process"):
+        raise InvalidInput("is required: there is nothing to run", field="process")
     check_console(config.get("process"), parsed.value("console-socket"), detach=detach)
     handler = context.handler()
     if not detach and not parsed.flag("no-subreaper"):

@@ -6,7 +6,7 @@ import os
 
 from sampan.cgroup import open_group
 from sampan.errors import StageFailed, WrongState
-from sampan.runtime import borrow, console, hooks, init, labels, namespaces, program, trace, users
+from sampan.runtime import borrow, console, hooks, init, labels, namespaces, program, shared_mounts, trace, users
 from sampan.runtime import channel as talk
 from sampan.runtime.channel import Channel
 from sampan.runtime.handler import Created
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from sampan.runtime.handler import Stdio
     from sampan.runtime.seccomp import Filter
     from sampan.runtime.state import StateDir
-    from sampan.spec.runtime_types import Linux, RuntimeConfig
+    from sampan.spec.runtime_types import Linux, Process, RuntimeConfig
+
+
+#: What a container without a process gets: an init that waits, and no name that validation would let pass.
+NO_PROCESS: Process = {"args": [""], "cwd": "/"}
 
 
 class Options:
@@ -102,7 +106,8 @@ class Creation:
     def __init__(self, directory: StateDir, bundle: str, config: RuntimeConfig, stdio: Stdio, options: Options) -> None:
         self.directory = directory
         self.bundle = bundle
-        self.config = config
+        #: With a process in it: see :data:`NO_PROCESS`.
+        self.config: RuntimeConfig = config if config.get("process") else {**config, "process": NO_PROCESS}
         self.stdio = stdio
         self.options = options
         self._plan: NamespacePlan | None = None
@@ -126,6 +131,8 @@ class Creation:
             "systemd": options.systemd_cgroup,
             "annotations": config.get("annotations") or {},
         }
+        if self.config is not config:
+            self.record["empty"] = True
 
     def run(self) -> Created:
         """Make it.
@@ -153,7 +160,7 @@ class Creation:
 
     def _make(self) -> Created:
         config, linux = self.config, self.config.get("linux") or {}
-        labels.check_machine(config["process"], linux.get("mountLabel") or "")
+        warnings = labels.check_machine(config["process"], linux.get("mountLabel") or "")
         # The intent comes first: were we killed now, delete --force would find the cgroup by it.
         trace.step("record intent", self.directory.path)
         self.directory.store(self.record)
@@ -161,6 +168,8 @@ class Creation:
         filter_ = self._compile_filter(linux)
         self._plan = NamespacePlan(linux)
         self._mounts = prepare(config, self.bundle, users.namespace_of)
+        if not self._plan.has("mount"):
+            self._note_shared_mounts()
         self._make_cgroup(linux)
         ours, theirs = Channel.pair()
         self._channel, self._theirs = ours, theirs
@@ -170,6 +179,7 @@ class Creation:
         work.no_pivot = self.options.no_pivot
         work.new_keyring = self.options.new_keyring
         self._launch = launch = Launch(ours)
+        launch.warnings += warnings
         self._answer(launch)
         try:
             self._spawn(launch, theirs, work)
@@ -194,6 +204,12 @@ class Creation:
             launch.middle = pid
         else:
             launch.pid = pid
+
+    def _note_shared_mounts(self) -> None:
+        """Without a mount namespace the root is mounted in the runtime's own; it goes with the container."""
+        assert self._mounts is not None
+        self.record["mount"] = shared_mounts.identify(self._mounts.root)
+        self.directory.store(self.record)
 
     def _compile_filter(self, linux: Linux) -> Filter | None:
         section = linux.get("seccomp")
@@ -333,6 +349,8 @@ class Creation:
                 self._group.remove()
             except (OSError, StageFailed):
                 pass
+        if "mount" in self.record:
+            shared_mounts.remove(self.record["mount"], self.record["rootfs"])
         self.directory.remove()
 
     def _close(self) -> None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from sampan.runtime.state import StateDir
     from sampan.spec.runtime_types import Process, RuntimeConfig
 
+_ROOT_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
 
 def execute(
     directory: StateDir, record: dict[str, Any], process: dict[str, Any], stdio: Stdio, options: Options
@@ -181,12 +183,18 @@ class _Execution:
         scheduling.set_affinity(self._process, "final")
         program.forbid_imports()
         trace.step("join namespaces")
+        # A container without a mount namespace has a root all the same.
+        root = os.open(f"/proc/{self._record['pid']}/root", _ROOT_FLAGS) if not flags & ns.CLONE_NEWNS else -1
         ns.setns(self._pidfd, flags)
+        if root >= 0:
+            os.fchdir(root)
+            os.chroot(".")
+            os.close(root)
         if flags & ns.CLONE_NEWUSER:
             trace.step("become root of user namespace")
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
-        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = os.open("/", _ROOT_FLAGS)
         keep = [made.channel.fd, root, program.trampoline(made)]
         program.close_others([*keep, *range(3, 3 + made.preserve_fds)])
         if self._process.get("terminal"):

@@ -138,10 +138,10 @@ def _name(config: RuntimeConfig, plan: NamespacePlan) -> None:
 def _file_system(work: InitWork, linux: Linux) -> int:
     """Make the container's file system and enter it; its root as a descriptor."""
     config, program = work.config, work.program
-    rootfs = Rootfs(work.mounts, no_pivot=work.no_pivot)
+    rootfs = Rootfs(work.mounts, no_pivot=work.no_pivot, shared=not work.plan.has("mount"))
     rootfs.attach()
     rootfs.mount_all()
-    if not any(one.tree >= 0 and os.path.normpath(one.destination) == "/dev" for one in work.mounts.mounts):
+    if not any(one.bind and os.path.normpath(one.destination) == "/dev" for one in work.mounts.mounts):
         devices.populate(rootfs.fd, linux.get("devices") or [], user_namespace=program.user_namespace)
     _join_cgroup(work)
     _run_hooks(work)

@@ -34,18 +34,29 @@ def apply(process: Process) -> None:
         _write(("exec",), label)
 
 
-def check_machine(process: Process, mount_label: str) -> None:
+def check_machine(process: Process, mount_label: str) -> list[str]:
     """Refuse labels of a security module that this kernel does not run: a container must not seem confined.
+
+    The label of mounts confines nobody by itself, and files without SELinux have none: it is only warned of.
+
+    Returns:
+        The warning, if there is one.
 
     Raises:
         Unsupported: Named for the field.
     """
-    if (process.get("selinuxLabel") or mount_label) and not os.path.isdir("/sys/fs/selinux/booleans"):
-        field = "process.selinuxLabel" if process.get("selinuxLabel") else "linux.mountLabel"
-        raise Unsupported(f"{field}: SELinux is not enabled on this machine", hint="remove the label")
+    if process.get("selinuxLabel") and not _selinux():
+        raise Unsupported("process.selinuxLabel: SELinux is not enabled on this machine", hint="remove the label")
     profile = process.get("apparmorProfile") or ""
     if profile not in ("", "unconfined") and not _apparmor():
         raise Unsupported("process.apparmorProfile: AppArmor is not enabled on this machine", hint="remove the profile")
+    if mount_label and not _selinux():
+        return ["linux.mountLabel: SELinux is not enabled on this machine: mounts have no label"]
+    return []
+
+
+def _selinux() -> bool:
+    return os.path.isdir("/sys/fs/selinux/booleans")
 
 
 def _apparmor() -> bool:
@@ -58,7 +69,7 @@ def _apparmor() -> bool:
 
 def mount_option(fstype: str, label: str) -> list[str]:
     """The option by which a new file system's files get an SELinux label; procfs and sysfs label their own."""
-    if not label or fstype in ("proc", "sysfs", "cgroup", "cgroup2"):
+    if not label or fstype in ("proc", "sysfs", "cgroup", "cgroup2") or not _selinux():
         return []
     return [f"context={label}"]
 

@@ -1,8 +1,10 @@
 """The container's mounts, first half: what the runtime opens before the container exists.
 
-Sources of bind mounts are the host's: they are opened, copied as detached trees and given their attributes here,
-in the runtime's own namespaces and with its own rights. The container's init attaches them by descriptor
-(:mod:`sampan.runtime.rootfs`), so a source whose parents a user namespace may not search needs nothing special.
+Sources of bind mounts are the host's. Of a container with a user namespace they are opened, copied as detached trees
+and given their attributes here, in the runtime's own namespaces and with its own rights: so a source whose parents the
+container's root may not search needs nothing special. Otherwise the init does the same when their turn comes
+(:meth:`Prepared.open`): mount tables list by age since Linux 6.8, and their order should be the configuration's. It
+attaches them by descriptor (:mod:`sampan.runtime.rootfs`).
 """
 
 from __future__ import annotations
@@ -28,19 +30,43 @@ class Prepared:
     """One mount to be made.
 
     Attributes:
-        tree: The detached copy of a bind mount's source; -1 of another mount.
+        bind: Whether it is a bind mount; its source is an absolute path.
+        tree: The detached copy of a bind mount's source; -1 of another mount, or until it is opened.
         directory: Whether a directory is mounted, so that a missing destination is made as one.
     """
 
-    __slots__ = ("destination", "directory", "fstype", "options", "source", "tree")
+    __slots__ = ("_propagation", "bind", "destination", "directory", "fstype", "options", "source", "tree")
 
-    def __init__(self, mount: Mount, options: MountOptions) -> None:
+    def __init__(self, mount: Mount, options: MountOptions, bundle: str, propagation: tuple[int, bool]) -> None:
         self.destination = mount["destination"]
         self.source = mount.get("source") or ""
         self.fstype = mount.get("type") or ""
         self.options = options
+        self.bind = options.bind or self.fstype == "bind"
         self.tree = -1
         self.directory = True
+        self._propagation = propagation
+        if self.bind:
+            self.source = os.path.join(bundle, self.source)
+
+    def open(self) -> None:
+        """Copy a bind mount's source as a detached tree, with the attributes that its options name."""
+        self.copy()
+        set_attributes(self.tree, self.options)
+
+    def close(self) -> None:
+        """Let go of the copy; a second call does nothing."""
+        if self.tree >= 0:
+            os.close(self.tree)
+            self.tree = -1
+
+    def copy(self) -> None:
+        """Copy the source, and take the copy out of its peers."""
+        trace.step("open mount source", self.source)
+        flags = m.OPEN_TREE_CLONE | m.OPEN_TREE_CLOEXEC | (m.AT_RECURSIVE if self.options.recursive else 0)
+        self.tree = m.open_tree(m.AT_FDCWD, self.source, flags)
+        self.directory = stat.S_ISDIR(os.fstat(self.tree).st_mode)
+        _isolate(self.tree, self._propagation)
 
 
 class PreparedMounts:
@@ -64,9 +90,7 @@ class PreparedMounts:
         while self.cgroups:
             os.close(self.cgroups.pop()[1])
         for prepared in self.mounts:
-            if prepared.tree >= 0:
-                os.close(prepared.tree)
-                prepared.tree = -1
+            prepared.close()
 
 
 def prepare(
@@ -93,13 +117,16 @@ def prepare(
         # The root must be private until it is pivoted to: pivot_root(2) refuses a shared one.
         m.set_attributes(prepared.root, propagation=m.MS_PRIVATE)
         _isolate(prepared.root, propagation)
+        users = any(one["type"] == "user" for one in linux.get("namespaces") or [])
         for mount in config.get("mounts") or []:
-            one = Prepared(mount, mount_options.parse(mount.get("options") or []))
+            one = Prepared(mount, mount_options.parse(mount.get("options") or []), bundle, propagation)
             prepared.mounts.append(one)
-            if not (one.options.bind or one.fstype == "bind"):
+            if not one.bind:
                 one.options.data += labels.mount_option(one.fstype, linux.get("mountLabel") or "")
-            else:
-                _open_bind(one, mount, bundle, propagation, linux, idmap)
+            elif one.options.idmap or mount.get("uidMappings"):
+                _open_mapped(one, mount, linux, idmap)
+            elif users:
+                one.open()
     except BaseException:
         prepared.close()
         raise
@@ -114,35 +141,25 @@ def _isolate(tree: int, propagation: tuple[int, bool]) -> None:
     m.set_attributes(tree, propagation=m.MS_PRIVATE if kind == m.MS_UNBINDABLE else kind, recursive=True)
 
 
-def _open_bind(
-    one: Prepared,
-    mount: Mount,
-    bundle: str,
-    propagation: tuple[int, bool],
-    linux: Linux,
-    idmap: Callable[[list[IDMapping], list[IDMapping]], int],
+def _open_mapped(
+    one: Prepared, mount: Mount, linux: Linux, idmap: Callable[[list[IDMapping], list[IDMapping]], int]
 ) -> None:
+    """Open a bind mount's source and map the ids of its files, which takes the runtime's own rights."""
     options = one.options
-    source = os.path.join(bundle, one.source)
-    trace.step("open mount source", source)
-    flags = m.OPEN_TREE_CLONE | m.OPEN_TREE_CLOEXEC | (m.AT_RECURSIVE if options.recursive else 0)
-    one.tree = m.open_tree(m.AT_FDCWD, source, flags)
-    one.directory = stat.S_ISDIR(os.fstat(one.tree).st_mode)
-    _isolate(one.tree, propagation)
+    one.copy()
+    trace.step("map ids of mount", one.source)
     uids = mount.get("uidMappings") or []
     gids = mount.get("gidMappings") or []
-    if options.idmap or uids or gids:
-        trace.step("map ids of mount", source)
-        if not uids and not gids:
-            uids = linux.get("uidMappings") or []
-            gids = linux.get("gidMappings") or []
-        users = idmap(uids, gids)
-        try:
-            # Without a recursive copy only the top can be mapped; of a tree, each mount must support it.
-            recursive = options.recursive and options.idmap != "idmap"
-            m.set_attributes(one.tree, set=m.MOUNT_ATTR_IDMAP, userns=users, recursive=recursive)
-        finally:
-            os.close(users)
+    if not uids and not gids:
+        uids = linux.get("uidMappings") or []
+        gids = linux.get("gidMappings") or []
+    users = idmap(uids, gids)
+    try:
+        # Without a recursive copy only the top can be mapped; of a tree, each mount must support it.
+        recursive = options.recursive and options.idmap != "idmap"
+        m.set_attributes(one.tree, set=m.MOUNT_ATTR_IDMAP, userns=users, recursive=recursive)
+    finally:
+        os.close(users)
     set_attributes(one.tree, options)
 
 

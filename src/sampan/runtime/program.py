@@ -330,8 +330,13 @@ def _check_inside(cwd: str) -> None:
 
 
 def find_program(process: Process) -> str:
-    """The file that ``args[0]`` names: as it is when it holds a slash, else the first in the process's PATH."""
+    """The file that ``args[0]`` names: as it is when it holds a slash, else the first in the process's PATH.
+
+    Of a container without a process it is empty, which no file is.
+    """
     name = process["args"][0]
+    if not name:
+        return name
     trace.step(f"find program {name!r}")
     if "/" in name:
         _check_executable(name)

@@ -31,13 +31,15 @@ class Rootfs:
     Args:
         prepared: What the runtime opened.
         no_pivot: Move the root over the old one instead of pivoting: for an initramfs, which can't be pivoted.
+        shared: There is no mount namespace but the runtime's: mount there, and change the root alone.
     """
 
-    __slots__ = ("_dev_null", "_no_pivot", "_prepared", "_tmpfs", "fd")
+    __slots__ = ("_dev_null", "_no_pivot", "_prepared", "_shared", "_tmpfs", "fd")
 
-    def __init__(self, prepared: PreparedMounts, *, no_pivot: bool) -> None:
+    def __init__(self, prepared: PreparedMounts, *, no_pivot: bool, shared: bool = False) -> None:
         self._prepared = prepared
         self._no_pivot = no_pivot
+        self._shared = shared
         self._dev_null = -1
         self._tmpfs = -1
         #: The container's root, as a descriptor.
@@ -47,7 +49,9 @@ class Rootfs:
         """Put the root where it can be pivoted to: over its own directory, or else over "/"."""
         kind, recursive = self._prepared.propagation
         trace.step("set mount propagation", "/")
-        if kind == m.MS_SHARED:
+        if self._shared:
+            pass  # the table is the machine's, and stays as it is
+        elif kind == m.MS_SHARED:
             # The container shares mounts with the host, but its root must not appear there.
             make_parent_private(self._prepared.root_path)
         else:
@@ -65,7 +69,7 @@ class Rootfs:
         for one in self._prepared.mounts:
             what = f'mount "{one.fstype or "bind"}"'
             trace.step(what, one.destination)
-            if one.tree >= 0:
+            if one.bind:
                 self._bind(one)
             elif one.fstype == "cgroup":
                 from sampan.runtime.cgroup_mount import mount_cgroup
@@ -75,13 +79,21 @@ class Rootfs:
                 self._filesystem(one)
 
     def _bind(self, one: Prepared) -> None:
-        target = make_dirs(self.fd, one.destination) if one.directory else make_file(self.fd, one.destination)
+        late = one.tree < 0
+        if late:
+            one.open()
+            trace.step(f'mount "{one.fstype or "bind"}"', one.destination)
         try:
-            refuse_proc(target, one)
-            m.attach(one.tree, target)
+            target = make_dirs(self.fd, one.destination) if one.directory else make_file(self.fd, one.destination)
+            try:
+                refuse_proc(target, one)
+                m.attach(one.tree, target)
+            finally:
+                os.close(target)
+            propagate(one.tree, one)
         finally:
-            os.close(target)
-        propagate(one.tree, one)
+            if late:
+                one.close()
 
     def _filesystem(self, one: Prepared) -> None:
         if one.fstype in ("proc", "sysfs"):
@@ -177,6 +189,10 @@ class Rootfs:
         """Make the root the process's root, and let go of the host's."""
         trace.step("pivot root", self._prepared.root_path)
         os.fchdir(self.fd)
+        if self._shared:
+            os.chroot(".")
+            os.chdir("/")
+            return
         if self._no_pivot:
             m.move_mount(self.fd, "", m.AT_FDCWD, "/", m.MOVE_MOUNT_F_EMPTY_PATH)
             os.chroot(".")

@@ -40,7 +40,7 @@ class InvalidConfig(InvalidInput):
 
 
 def validate(document: object) -> RuntimeConfig:
-    """Check a whole configuration for ``create``, which needs a process in it.
+    """Check a whole configuration for ``create``; it may lack a process, and then nothing can be started.
 
     Raises:
         InvalidConfig: All that is wrong with it.
@@ -58,11 +58,8 @@ def validate(document: object) -> RuntimeConfig:
 def _relations(config: dict[str, Any], faults: Faults) -> None:
     """Check what fields mean to each other, in those sections whose shape is right."""
     wrong = {path.split(".", 1)[0].split("[", 1)[0] for path, _ in faults}
-    if "process" not in wrong:
-        if config.get("process") is None:
-            faults.append(("process", "is required"))
-        else:
-            _process(config["process"], "process", faults)
+    if "process" not in wrong and config.get("process") is not None:
+        _process(config["process"], "process", faults)
     if "ociVersion" not in wrong:
         _version(config["ociVersion"], faults)
     if not wrong & {"linux", "hostname", "domainname"}:
@@ -153,8 +150,9 @@ def _linux(config: Any, faults: Faults) -> None:
         if path and not path.startswith("/"):
             faults.append((f"linux.namespaces[{number}].path", f"must be an absolute path, is {path!r}"))
         kinds[kind] = path
-    if "mount" not in kinds:
-        faults.append(("linux.namespaces", "a mount namespace is required: the root file system is made in it"))
+    if "mount" not in kinds and "user" in kinds:
+        # What is mounted in the runtime's own namespace takes rights there.
+        faults.append(("linux.namespaces", "a user namespace needs a mount namespace"))
     _names(config, kinds, faults)
     _mappings(linux, kinds, faults)
     _sysctls(linux, kinds, faults)
