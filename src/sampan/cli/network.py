@@ -33,8 +33,8 @@ def network_list(options: Globals, quiet: bool) -> None:
             kinds = "+".join(str(plugin["type"]) for plugin in one.plugins)
             rows.append((one.name, kinds, subnets or "-", str(count), one.path or "(built in)"))
         render.table(("NAME", "PLUGINS", "SUBNETS", "CONTAINERS", "FILE"), rows)
-        for obstacle in net.obstacles():
-            click.echo(f"sampan: {obstacle}", err=True)
+        for what, mend in net.obstacles():
+            click.echo(f"sampan: {what}; let the bridge through: {mend}", err=True)
         for fault in engine.networks.faults():
             click.echo(f"sampan: {fault}", err=True)
 

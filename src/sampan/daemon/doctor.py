@@ -105,6 +105,8 @@ def networks(config: configuration.Config) -> Iterator[Finding]:
     elif first is not None:
         where = first.path or f"built in, since {config.network.conf_dir} has none"
         yield area.ok("default network", f"{first.name} ({where})")
+    for what, mend in network.obstacles():
+        yield area.warning("forwarding", what, f"let the network's bridge through: {mend}")
 
 
 def registries(config: configuration.Config, *, online: bool) -> Iterator[Finding]:

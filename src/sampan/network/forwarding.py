@@ -43,23 +43,20 @@ def program(version: int) -> str:
     return legacy if "-P FORWARD DROP" in _output(legacy, "-S", "FORWARD").splitlines() else ""
 
 
-def obstacles() -> list[str]:
-    """What keeps containers from the outside and no plugin of ours gets out of the way, with the mend."""
+def obstacles() -> list[tuple[str, str]]:
+    """What keeps containers from the outside and no plugin of ours gets out of the way; and the mend."""
     found = []
     for chain in nft.forward_chains():
         if chain.family in (2, 10) and (chain.table, chain.name) == ("filter", "FORWARD"):
             continue
         if chain.table == "firewalld":
-            found.append(
-                "firewalld rejects what is forwarded between its zones; let the bridge through: "
-                "firewall-cmd --permanent --zone=trusted --add-interface=BRIDGE; firewall-cmd --reload"
-            )
+            mend = "firewall-cmd --permanent --zone=trusted --add-interface=BRIDGE, then firewall-cmd --reload"
+            found.append(("firewalld rejects what is forwarded between its zones", mend))
         elif chain.drops:
             family = {1: "inet", 2: "ip", 10: "ip6"}.get(chain.family, str(chain.family))
-            found.append(
-                f"chain {chain.name} of table {family} {chain.table} drops what is forwarded; let the bridge through: "
-                f"nft insert rule {family} {chain.table} {chain.name} iifname BRIDGE accept, and the same with oifname"
-            )
+            where = f"{family} {chain.table} {chain.name}"
+            mend = f"nft insert rule {where} iifname BRIDGE accept, and the same with oifname"
+            found.append((f"chain {chain.name} of table {family} {chain.table} drops what is forwarded", mend))
     return found
 
 

@@ -54,7 +54,7 @@ def status(networks: Networks) -> Status:
         return Status(False, "NetworkPluginNotReady", str(error))
     except OSError as error:
         return Status(False, "NetworkPluginNotReady", f"{networks.conf_dir}: {error.strerror}")
-    return Status(True, message="; ".join(obstacles))
+    return Status(True, message="; ".join(f"{what} (let the bridge through: {mend})" for what, mend in obstacles))
 
 
 def _check_available(networks: Networks, plugin: dict[str, object], index: int) -> None:
