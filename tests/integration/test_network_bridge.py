@@ -80,6 +80,16 @@ class TestBuiltInNetwork:
         again = networks(tmp_path)
         assert join(again, machine.place(), "pod2").addresses == ("10.89.0.3",)
 
+    def test_the_kubelets_addresses_move_it(self, machine: Machine, tmp_path: Path) -> None:
+        nets, of_another_process = networks(tmp_path), networks(tmp_path)
+        join(nets, machine.place(), "pod1")
+        network.detach(nets, "pod1", netns_ends=False)
+        nets.set_pod_cidr("10.5.3.0/24,fd05::/64")
+        nets.set_pod_cidr("10.5.3.0/24,fd05::/64")
+        assert join(nets, machine.place(), "pod2").addresses == ("10.5.3.2", "fd05::2")
+        assert join(of_another_process, machine.place(), "pod3").addresses == ("10.5.3.3", "fd05::3")
+        assert machine.addresses(nets.built_in_bridge) == {"10.5.3.1/24", "fd05::1/64"}
+
     def test_result_is_a_cni_document(self, machine: Machine, tmp_path: Path) -> None:
         pod = machine.place()
         nets = networks(tmp_path)

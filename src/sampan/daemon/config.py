@@ -47,6 +47,7 @@ class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     conf_dir: str = "/etc/cni/net.d"
     plugin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
+    conf_template: str = ""
 
 
 class RegistryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,6 +88,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             handlers=dict(self.runtimes),
             cni_conf_dir=self.network.conf_dir,
             cni_plugin_dirs=self.network.plugin_dirs,
+            cni_conf_template=self.network.conf_template,
             registry_config_dirs=self.registry.config_path,
             cgroup_driver=self.cri.cgroup_driver,
             cgroup_root=self.cri.sandbox_cgroup,
@@ -230,6 +232,7 @@ def _paths(config: Config) -> dict[str, str]:
         "cri.stream_tls_key": config.cri.stream_tls_key,
         "cri.sandbox_cgroup": config.cri.sandbox_cgroup,
         "network.conf_dir": config.network.conf_dir,
+        "network.conf_template": config.network.conf_template,
     }
     for name, runtime in config.runtimes.items():
         found[f"runtimes.{name}.binary"] = runtime.binary

@@ -41,6 +41,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     handlers: dict[str, HandlerConfig] = msgspec.field(default_factory=lambda: {"sampan": HandlerConfig()})
     cni_conf_dir: str = "/etc/cni/net.d"
     cni_plugin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
+    #: Template of the conflist that the kubelet's pod CIDR fills; empty: the CIDR is the built-in network's.
+    cni_conf_template: str = ""
     registry_config_dirs: tuple[str, ...] = ("/etc/sampan/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d")
     cgroup_driver: Literal["cgroupfs", "systemd"] = "cgroupfs"
     #: Parent of the cgroups of pods that name none.

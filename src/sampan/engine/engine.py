@@ -153,7 +153,7 @@ class Engine:
 
     def set_pod_cidr(self, cidr: str) -> None:
         """Give pods addresses of ``cidr`` (the kubelet's UpdateRuntimeConfig)."""
-        self.networks.set_pod_cidr(cidr)
+        self.networks.set_pod_cidr(cidr, self.config.cni_conf_template)
 
     def tidy(self) -> None:
         """Take the bridges and rules that no pod uses any more; for the last thing that a daemon or a command does."""

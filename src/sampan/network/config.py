@@ -19,6 +19,7 @@ from sampan.network.plugins import hostlocal
 from sampan.network.rtnl import Rtnl
 from sampan.network.state import State
 from sampan.spec import cni
+from sampan.wire import rtnetlink
 
 SUFFIXES = (".conf", ".conflist", ".json")
 BUILT_IN = "sampan"
@@ -173,7 +174,7 @@ class Networks:
         self._files: list[str] = []
         self._lists: dict[str, NetworkList] = {}
         self._errors: dict[str, InvalidInput] = {}
-        self._built_in: NetworkList | None = None
+        self._built_in: tuple[str, NetworkList] | None = None
 
     def _look(self) -> None:
         try:
@@ -252,13 +253,14 @@ class Networks:
         raise NotFound(f"no network {name}", hint=f"could not be read: {faults[0].message}" if faults else "")
 
     def _built_in_network(self) -> NetworkList:
-        if self._built_in is None:
-            subnet = self.state.fact(_FACT_SUBNET)
-            if not subnet:
-                subnet = str(free_subnet(self.built_in_bridge))
-                self.state.set_fact(_FACT_SUBNET, subnet)
-            self._built_in = parse(bridge_document(BUILT_IN, self.built_in_bridge, [subnet]))
-        return self._built_in
+        kept = self.state.fact(_FACT_SUBNET)
+        if not kept:
+            kept = str(free_subnet(self.built_in_bridge))
+            self.state.set_fact(_FACT_SUBNET, kept)
+        # Another process may have been told other addresses by the kubelet.
+        if self._built_in is None or self._built_in[0] != kept:
+            self._built_in = kept, parse(bridge_document(BUILT_IN, self.built_in_bridge, kept.split(",")))
+        return self._built_in[1]
 
     @property
     def built_in_bridge(self) -> str:
@@ -285,8 +287,20 @@ class Networks:
 
             render_file(template, self.conf_dir, [str(network) for network in networks])
             return
-        document = bridge_document(BUILT_IN, self.built_in_bridge, [str(network) for network in networks])
-        self._built_in = parse(document)
+        self._move_built_in(",".join(str(network) for network in networks))
+
+    def _move_built_in(self, subnets: str) -> None:
+        """Give the built-in network other addresses; its bridge goes when nobody is on it, to get its new ones."""
+        if self.state.fact(_FACT_SUBNET) == subnets:
+            return
+        parse(bridge_document(BUILT_IN, self.built_in_bridge, subnets.split(",")))
+        self.state.set_fact(_FACT_SUBNET, subnets)
+        if any(owner.network == BUILT_IN for owner in self.state.attachments()):
+            return
+        with Rtnl() as host:
+            link = host.find_link(self.built_in_bridge)
+            if link is not None and link.kind == "bridge":
+                host.do(f"delete bridge {link.name}", rtnetlink.delete_link(link.index))
 
 
 def bridge_document(
