@@ -7,12 +7,13 @@ documents each key, and a test holds the two together.
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
 
 from sampan.engine.config import DEFAULT_ROOT, DEFAULT_STATE, EngineConfig, HandlerConfig
+from sampan.engine.volumes import zone_file
 from sampan.errors import InvalidInput, NotFound
 
 DEFAULT_PATH = "/etc/sampan/config.toml"
@@ -36,6 +37,8 @@ class CriConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_log_line: int = 16384
     max_exec_output: int = 16 << 20
     shm_size: int = 64 << 20
+    cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
+    timezone: str = ""
 
 
 class RuntimeConfig(HandlerConfig, frozen=True, forbid_unknown_fields=True):
@@ -95,6 +98,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             max_log_line=self.cri.max_log_line,
             max_exec_output=self.cri.max_exec_output,
             shm_size=self.cri.shm_size,
+            cdi_spec_dirs=self.cri.cdi_spec_dirs,
+            timezone=self.cri.timezone,
             unset_seccomp=self.cri.unset_seccomp,
         )
 
@@ -214,8 +219,15 @@ def _check(config: Config, origins: Mapping[str, str]) -> None:
     ):
         if not low <= value <= high:
             refuse(key, f"{value} is not between {low} and {high}")
+    _check_choices(config, refuse)
+
+
+def _check_choices(config: Config, refuse: Callable[[str, str], None]) -> None:
+    """Values that need another one, or something on the machine."""
     if bool(config.cri.stream_tls_cert) != bool(config.cri.stream_tls_key):
         refuse("cri.stream_tls_cert", "is only of use together with cri.stream_tls_key")
+    if config.cri.timezone and not zone_file(config.cri.timezone):
+        refuse("cri.timezone", f'"{config.cri.timezone}" is neither Local nor a zone in /usr/share/zoneinfo')
     if config.cri.default_runtime not in config.runtimes:
         refuse("cri.default_runtime", f"no table [runtimes.{config.cri.default_runtime}] describes it")
     for name, runtime in config.runtimes.items():
@@ -240,6 +252,7 @@ def _paths(config: Config) -> dict[str, str]:
     for key, folders in (
         ("network.plugin_dirs", config.network.plugin_dirs),
         ("registry.config_path", config.registry.config_path),
+        ("cri.cdi_spec_dirs", config.cri.cdi_spec_dirs),
     ):
         found[key] = next((folder for folder in folders if not folder.startswith("/")), "")
     return found

@@ -44,6 +44,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     #: Template of the conflist that the kubelet's pod CIDR fills; empty: the CIDR is the built-in network's.
     cni_conf_template: str = ""
     registry_config_dirs: tuple[str, ...] = ("/etc/sampan/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d")
+    #: Where devices are described that containers ask for by CDI names; a later folder's word counts more.
+    cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
     cgroup_driver: Literal["cgroupfs", "systemd"] = "cgroupfs"
     #: Parent of the cgroups of pods that name none.
     cgroup_root: str = "/sampan"
@@ -52,5 +54,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     max_exec_output: int = 16 << 20
     #: Size of /dev/shm of a pod.
     shm_size: int = 64 << 20
+    #: Time zone of containers that mount no /etc/localtime: ``Local`` for the machine's, or a name; empty: the image's.
+    timezone: str = ""
     #: Seccomp profile of containers that ask for none.
     unset_seccomp: Literal["default", "unconfined"] = "default"

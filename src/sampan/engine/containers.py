@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sampan.cgroup import open_group
-from sampan.engine import checks, oci
+from sampan.engine import checks, oci, volumes
 from sampan.engine.model import ContainerRecord, ContainerSpec, PodRecord, Resources
 from sampan.engine.pods import unique_name
 from sampan.engine.records import Flights, new_id
@@ -161,6 +161,7 @@ class Containers:
             if key:
                 _forgive_absence(engine.store.snapshots.remove, key)
         shutil.rmtree(bundle, ignore_errors=True)
+        volumes.remove(engine.config.root, record.id)
         if record.cgroup_path and engine.config.cgroup_driver == "cgroupfs":
             open_group(record.cgroup_path).remove()
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from sampan.cgroup import mode as cgroup_mode
-from sampan.engine import oci
+from sampan.engine import cdi, oci, volumes
 from sampan.engine.model import ContainerRecord, Mount, PodRecord
 from sampan.engine.pods import cgroup_path
 from sampan.errors import InvalidInput, StageFailed
@@ -53,6 +53,10 @@ class Creation:
             record.user = (user.uid, user.gid, user.groups)
             around = self._surroundings(user)
             document = oci.build(spec, pod, config, around)
+            own = volumes.declared(config.volumes, (mount.container_path for mount in spec.mounts))
+            made = volumes.make(engine.config.root, record.id, pod, f"{self._bundle}/rootfs", own)
+            volumes.place(document["mounts"], [*made, *volumes.zone(engine.config.timezone, document["mounts"])])
+            cdi.apply(document, cdi.asked_for(spec.cdi_devices, spec.annotations), engine.config.cdi_spec_dirs)
             _write_json(f"{self._bundle}/config.json", document)
             record.cgroup_path = around.cgroup_path
             record.log_path = self._log_path()

@@ -19,7 +19,7 @@ from sampan.engine.model import Metadata, PodRecord, PodSpec, Resources
 from sampan.engine.mounts import oci_mappings
 from sampan.engine.records import Flights, new_id
 from sampan.engine.stats import PodStats
-from sampan.errors import AlreadyExists, NotFound, SampanError, Unavailable, WrongState
+from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, Unavailable, WrongState
 from sampan.runtime.sandbox import destroy_sandbox
 
 if TYPE_CHECKING:
@@ -32,9 +32,13 @@ def unique_name(metadata: Metadata) -> str:
 
 
 def cgroup_path(driver: str, parent: str, leaf: str) -> str:
-    """A cgroup's path below ``parent`` in the form of the driver: a path, or systemd's ``slice:prefix:name``."""
+    """A cgroup's path below ``parent`` in the form of the driver: a path, or systemd's ``slice:prefix:name``.
+
+    With systemd ``parent`` is a slice, by its name or by its path; another name gets a slice of that name.
+    """
     if driver == "systemd":
-        return f"{os.path.basename(parent) or 'system.slice'}:sampan:{leaf}"
+        name = os.path.basename(parent.rstrip("/")) or "system.slice"
+        return f"{name if name.endswith('.slice') else f'{name}.slice'}:sampan:{leaf}"
     return f"{parent.rstrip('/')}/{leaf}"
 
 
@@ -264,14 +268,30 @@ class Pods:
         return pod.namespace_paths.get("network", "")
 
     def update(self, pod_id: str, *, overhead: Resources | None, resources: Resources | None) -> None:
-        """Record new sums of the pod's resources; the kubelet itself resizes the pod's cgroup."""
+        """Record new sums of the pod's resources; the kubelet itself resizes the pod's cgroup.
+
+        Raises:
+            InvalidInput: The pod's containers use more memory than they are to have.
+        """
         engine = self._engine
         with engine.locks.hold(self.get(pod_id).id):
             pod = self.get(pod_id)
+            self._refuse_below_usage(pod, resources, overhead or pod.spec.overhead)
             pod.spec = msgspec.structs.replace(
                 pod.spec, overhead=overhead or pod.spec.overhead, resources=resources or pod.spec.resources
             )
             engine.pod_records.put(pod.id, pod)
+
+    def _refuse_below_usage(self, pod: PodRecord, resources: Resources | None, overhead: Resources | None) -> None:
+        limit = resources.memory_limit if resources else None
+        if pod.state != "ready" or limit is None or limit <= 0:
+            return
+        limit += max(0, (overhead.memory_limit if overhead else None) or 0)
+        usage = self.stats(pod.id).memory_usage
+        if usage > limit:
+            raise InvalidInput(
+                f"{limit} is less than the {usage} bytes in use", field="resources.memory_limit_in_bytes"
+            )
 
     def stats(self, pod_id: str) -> PodStats:
         """Usage of the pod: its containers' sums, and its interfaces."""

@@ -1,0 +1,252 @@
+"""What containers are given over CRI: image volumes, CDI devices, a time zone, limits; and why they ended."""
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import oci_image
+import pytest
+from cri_daemon import Daemon, private_daemon
+from local_registry import LocalRegistry
+
+from sampan.cri import api_pb2 as pb
+
+pytestmark = pytest.mark.root
+
+APPLETS = ("sh", "cat", "ls", "sleep", "head", "tail", "tr", "date", "id", "env", "stat", "readlink", "touch", "test")
+
+
+class World(Daemon):
+    """A daemon with an image that declares volumes, CDI specifications and a time zone."""
+
+    settings = ""
+    image = pb.ImageSpec()
+    hidden: Path
+
+    def command(self) -> list[str]:
+        """With the settings that the tests look at."""
+        found = super().command()
+        drop_in = self.folder / "conf.d" / "more.toml"
+        drop_in.parent.mkdir(exist_ok=True)
+        drop_in.write_text(
+            f'[cri]\ncdi_spec_dirs = ["{self.folder}/cdi"]\ntimezone = "Asia/Tokyo"\n'
+            '[runtimes.sampan]\npod_annotations = ["hooks.example/*"]\n'
+        )
+        return found
+
+
+def image(hidden: Path) -> oci_image.Image:
+    """Volumes that are plain, that are links out of the image, and that hold such links (CVE-2022-23648)."""
+    entries = [oci_image.directory("/bin"), oci_image.file("/bin/busybox", Path("/bin/busybox"), 0o755)]
+    entries += [oci_image.hard_link(f"/bin/{name}", "/bin/busybox") for name in APPLETS]
+    entries += [
+        *(oci_image.directory(path) for path in ("/etc", "/data", "/data/deep")),
+        oci_image.file("/data/deep/seed", "of the image\n", 0o640),
+        oci_image.symlink("/data/secret", f"{hidden}/file"),
+        oci_image.symlink("/link", str(hidden)),
+        oci_image.symlink("/climb", "../" * 12 + str(hidden).lstrip("/")),
+    ]
+    volumes: dict[str, dict[str, str]] = {path: {} for path in ("/data", "/link", "/climb", "/new/one", "/taken")}
+    return oci_image.Image([oci_image.layer(entries)], {"Env": ["PATH=/bin"], "Volumes": volumes})
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with (
+        LocalRegistry(tmp_path_factory.mktemp("registry") / "data") as registry,
+        private_daemon("sampancri9", "10.89.81.0/24", World) as daemon,
+    ):
+        daemon.hidden = daemon.folder / "hidden"
+        daemon.hidden.mkdir()
+        (daemon.hidden / "file").write_text("secret\n")
+        oci_image.push(image(daemon.hidden), registry.address, "demo/volumes", "1")
+        daemon.start()
+        daemon.image = pb.ImageSpec(image=f"{registry.host}/demo/volumes:1")
+        daemon.images.PullImage(pb.PullImageRequest(image=daemon.image))
+        yield daemon
+
+
+@pytest.fixture
+def daemon(shared: World) -> Iterator[World]:
+    yield shared
+    shared.remove_pods()
+    assert os.listdir(shared.folder / "root" / "volumes") == []
+
+
+def run_pod(daemon: World, name: str = "p", **more: Any) -> str:
+    config = pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata(name=name, uid="u", namespace="n"), **more)
+    return str(daemon.runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=config)).pod_sandbox_id)
+
+
+def create(daemon: World, pod: str, command: str = "sleep 1000", name: str = "c", **more: Any) -> str:
+    config = pb.ContainerConfig(
+        metadata=pb.ContainerMetadata(name=name), image=daemon.image, command=["sh", "-c", command], **more
+    )
+    request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=config)
+    return str(daemon.runtime.CreateContainer(request).container_id)
+
+
+def run(daemon: World, pod: str, command: str = "sleep 1000", name: str = "c", **more: Any) -> str:
+    container = create(daemon, pod, command, name, **more)
+    daemon.runtime.StartContainer(pb.StartContainerRequest(container_id=container))
+    return container
+
+
+def output(daemon: World, container: str, command: str) -> str:
+    request = pb.ExecSyncRequest(container_id=container, cmd=["sh", "-c", command])
+    done = daemon.runtime.ExecSync(request)
+    return str(done.stdout.decode() + done.stderr.decode())
+
+
+def ended(daemon: World, container: str) -> pb.ContainerStatus:
+    """Its status once that it has ended."""
+    deadline = time.monotonic() + 60
+    request = pb.ContainerStatusRequest(container_id=container)
+    while (found := daemon.runtime.ContainerStatus(request).status).state != pb.CONTAINER_EXITED:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    status: pb.ContainerStatus = found
+    return status
+
+
+@pytest.mark.parametrize("users", [False, True], ids=["plain", "user-namespace"])
+def test_volumes_of_the_image_are_copied_up_and_lead_nowhere_else(daemon: World, users: bool) -> None:
+    mapping = [pb.IDMapping(host_id=1 << 20, container_id=0, length=65536)]
+    options = pb.NamespaceOption()
+    if users:
+        options.userns_options.CopyFrom(pb.UserNamespace(mode=pb.POD, uids=mapping, gids=mapping))
+    context = pb.LinuxSandboxSecurityContext(namespace_options=options)
+    pod = run_pod(daemon, linux=pb.LinuxPodSandboxConfig(security_context=context))
+    linux = pb.LinuxContainerConfig(
+        security_context=pb.LinuxContainerSecurityContext(readonly_rootfs=True, namespace_options=options)
+    )
+    taken = daemon.folder / f"taken-{users}"
+    taken.mkdir(mode=0o777)
+    mounts = [pb.Mount(container_path="/taken", host_path=str(taken))]
+    if users:
+        mounts[0].uidMappings.extend(mapping)
+        mounts[0].gidMappings.extend(mapping)
+    container = run(daemon, pod, linux=linux, mounts=mounts)
+    assert output(daemon, container, "cat /data/deep/seed; stat -c '%a %u:%g' /data/deep/seed") == (
+        "of the image\n640 0:0\n"
+    )
+    # The root is read-only, the volumes are not; what the request mounts itself is no volume.
+    assert output(daemon, container, "touch /x; touch /data/y /new/one/y /taken/y; ls /new/one") == (
+        "y\ntouch: /x: Read-only file system\n"
+    )
+    assert (taken / "y").exists()
+    # Neither the volumes that are links nor the link in a volume hold what is on the machine.
+    assert output(daemon, container, "ls /link/ /climb/ 2>&1 | tr -d '\\n'; readlink /data/secret") == (
+        f"/climb/:/link/:{daemon.hidden}/file\n"
+    )
+    assert "No such file" in output(daemon, container, "cat /data/secret")
+    assert output(daemon, container, "cat /link/file /climb/file /data/secret 2>/dev/null") == ""
+    held = Path(daemon.folder / "root" / "volumes" / container)
+    assert not [
+        path
+        for path in held.rglob("*")
+        if path.is_file() and not path.is_symlink() and path.read_bytes() == b"secret\n"
+    ]
+
+
+def test_cdi_devices_are_given_whole(daemon: World) -> None:
+    (daemon.folder / "cdi").mkdir()
+    edits = {
+        "env": ["GPU=there"],
+        "deviceNodes": [{"path": "/dev/gpu0", "hostPath": "/dev/zero", "permissions": "r"}],
+        "mounts": [{"hostPath": str(daemon.hidden), "containerPath": "/opt/driver"}],
+        "hooks": [
+            {
+                "hookName": "createRuntime",
+                "path": "/bin/sh",
+                "args": ["sh", "-c", f"cat > {shlex.quote(str(daemon.folder))}/hooked"],
+            }
+        ],
+    }
+    document = {
+        "cdiVersion": "0.6.0",
+        "kind": "vendor.example/gpu",
+        "devices": [{"name": "0", "containerEdits": edits}],
+    }
+    (daemon.folder / "cdi" / "gpu.json").write_text(json.dumps(document))
+    pod = run_pod(daemon, annotations={"hooks.example/a": "b", "other.example/a": "secret"})
+    container = run(daemon, pod, CDI_devices=[pb.CDIDevice(name="vendor.example/gpu=0")])
+    assert output(daemon, container, "env | tr '\\n' ' '").count("GPU=there") == 1
+    assert output(daemon, container, "head -c 3 /dev/gpu0 | tr '\\0' z; cat /opt/driver/file") == "zzzsecret\n"
+    # The hook ran, and was told of the annotations that the handler's list allows, and of no other.
+    state = json.loads((daemon.folder / "hooked").read_text())
+    assert state["id"] == container
+    assert state["annotations"]["hooks.example/a"] == "b"
+    assert "other.example/a" not in state["annotations"]
+    with pytest.raises(grpc.RpcError) as caught:
+        run(daemon, pod, name="d", CDI_devices=[pb.CDIDevice(name="vendor.example/gpu=9")])
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == 'CDI_devices[0]: no CDI specification describes "vendor.example/gpu=9"'
+    assert [c.id for c in daemon.runtime.ListContainers(pb.ListContainersRequest()).containers] == [container]
+
+
+def test_the_time_zone_is_the_one_that_is_configured(daemon: World) -> None:
+    pod = run_pod(daemon)
+    assert output(daemon, run(daemon, pod), "date -d @0 '+%H %Z'") == "09 JST\n"
+    own = daemon.folder / "UTC"
+    own.write_bytes(Path("/usr/share/zoneinfo/UTC").read_bytes())
+    mounts = [pb.Mount(container_path="/etc/localtime", host_path=str(own))]
+    assert output(daemon, run(daemon, pod, name="d", mounts=mounts), "date -d @0 '+%H %Z'") == "00 UTC\n"
+
+
+def test_a_pods_memory_limit_under_usage_is_refused(daemon: World) -> None:
+    pod = run_pod(daemon)
+    hog = "x=$(head -c 30000000 /dev/zero | tr '\\0' a); touch /data/ready; sleep 1000; test -n \"$x\""
+    container = run(daemon, pod, hog)
+    output(daemon, container, "until test -e /data/ready; do :; done")
+    wanted = pb.LinuxContainerResources(memory_limit_in_bytes=16 << 20)
+    with pytest.raises(grpc.RpcError) as caught:
+        daemon.runtime.UpdatePodSandboxResources(
+            pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=wanted)
+        )
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details().startswith("resources.memory_limit_in_bytes: 16777216 is less than the ")
+    wanted = pb.LinuxContainerResources(memory_limit_in_bytes=256 << 20)
+    daemon.runtime.UpdatePodSandboxResources(pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=wanted))
+
+
+def test_running_out_of_memory_is_told_each_time(daemon: World) -> None:
+    pod = run_pod(daemon)
+    limits = pb.LinuxContainerConfig(
+        resources=pb.LinuxContainerResources(memory_limit_in_bytes=16 << 20, memory_swap_limit_in_bytes=16 << 20)
+    )
+    reasons = []
+    for number in range(20):
+        # The shell itself is killed, or a child of it whose death the shell outlives for a moment.
+        hog = "x=$(head -c 60000000 /dev/zero | tr '\\0' a); exit 1" if number % 2 else "tail /dev/zero; exit 137"
+        container = run(daemon, pod, hog, f"hog{number}", linux=limits)
+        status = ended(daemon, container)
+        reasons.append((status.reason, status.exit_code))
+    assert reasons == [("OOMKilled", 137)] * 20
+
+
+def test_annotations_and_sysctls_inject_nothing(daemon: World) -> None:
+    """CVE-2022-0811: what is written into a value is never more than a value."""
+    before = Path("/proc/sys/kernel/core_pattern").read_text()
+    for sysctls in (
+        {"kernel.shm_rmid_forced": "1+kernel.core_pattern=|/bin/evil"},
+        {"kernel.shm_rmid_forced": "1\nkernel.core_pattern=|/bin/evil"},
+        {"kernel/../kernel/core_pattern": "|/bin/evil"},
+        {"kernel.core_pattern": "|/bin/evil"},
+        {"kernel.shm_rmid_forced=1 kernel.core_pattern": "|/bin/evil"},
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            run_pod(daemon, linux=pb.LinuxPodSandboxConfig(sysctls=sysctls))
+        assert caught.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL)
+        assert len(caught.value.details().splitlines()) == 1
+    assert Path("/proc/sys/kernel/core_pattern").read_text() == before
+    assert not daemon.runtime.ListPodSandbox(pb.ListPodSandboxRequest()).items
+    pod = run_pod(daemon, annotations={"hooks.example/x": 'a"},"process":{"args":["evil"]},"x":{"y":"'})
+    request = pb.ContainerStatusRequest(container_id=run(daemon, pod), verbose=True)
+    process = json.loads(daemon.runtime.ContainerStatus(request).info["info"])["runtimeSpec"]["process"]
+    assert process["args"] == ["sh", "-c", "sleep 1000"]
