@@ -16,6 +16,10 @@ from sampan.runtime import trace
 from sampan.runtime.mounts import Prepared, set_attributes
 from sampan.runtime.rootfs import make_filesystem, propagate, refuse_proc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sampan.spec.runtime_types import RuntimeConfig
+
 
 def open_groups(paths: dict[str, str]) -> list[tuple[str, int]]:
     """Detached mounts of a group's directories.
@@ -41,6 +45,21 @@ def open_groups(paths: dict[str, str]) -> list[tuple[str, int]]:
             os.close(fd)
         raise
     return trees
+
+
+def owner(config: RuntimeConfig) -> int:
+    """The machine's id of the user who is to own the container's group, or -1 where nobody else is.
+
+    The runtime specification ("Cgroup ownership"): root of the container's user namespace, where the container has a
+    cgroup namespace of its own and its cgroup mount may be written to.
+    """
+    linux = config.get("linux") or {}
+    new = {one["type"] for one in linux.get("namespaces") or () if not one.get("path")}
+    mounted = [one for one in config.get("mounts") or () if one.get("type") == "cgroup"]
+    if not {"user", "cgroup"} <= new or not mounted or "ro" in (mounted[-1].get("options") or ()):
+        return -1
+    ids = (one["hostID"] for one in linux.get("uidMappings") or () if one["containerID"] == 0)
+    return next(ids, -1)
 
 
 def _open(directory: str) -> int:

@@ -238,8 +238,10 @@ class Creation:
         self._joiner = group.joiner()
         assert self._mounts is not None
         if any(one.fstype == "cgroup" for one in self._mounts.mounts):
-            from sampan.runtime.cgroup_mount import open_groups
+            from sampan.runtime.cgroup_mount import open_groups, owner
 
+            if (uid := owner(self.config)) >= 0:
+                group.delegate(uid)
             self._mounts.cgroups = open_groups(group.paths())
 
     def _program(self, theirs: Channel, filter_: Filter | None) -> Program:
