@@ -229,6 +229,36 @@ def test_samples_fit_their_descriptors(daemon: Daemon, registry: LocalRegistry) 
         "container_memory_working_set_bytes",
         "container_network_receive_bytes_total",
     }
+    values = {each.name: each.value.value for each in samples}
+    assert values["container_processes"] == values["container_threads"] == 1
+    assert values["container_file_descriptors"] >= 3
+    assert values["container_ulimits_soft"] > 0
+    assert values["container_fs_inodes_total"] >= values["container_fs_inodes_free"]
+
+
+#: What a kubelet's /metrics/cadvisor tells of containers (cAdvisor's kinds cpu, memory, cpuLoad, diskIO, network,
+#: process, oom_event and pressure, which the kubelet turns on; docs/storage/prometheus.md of cAdvisor).
+CADVISOR = """
+blkio_device_usage_total cpu_cfs_periods_total cpu_cfs_throttled_periods_total cpu_cfs_throttled_seconds_total
+cpu_load_average_10s cpu_system_seconds_total cpu_usage_seconds_total cpu_user_seconds_total file_descriptors
+fs_inodes_free fs_inodes_total fs_io_current fs_io_time_seconds_total fs_io_time_weighted_seconds_total fs_limit_bytes
+fs_read_seconds_total fs_reads_bytes_total fs_reads_merged_total fs_reads_total fs_sector_reads_total
+fs_sector_writes_total fs_usage_bytes fs_write_seconds_total fs_writes_bytes_total fs_writes_merged_total
+fs_writes_total last_seen memory_cache memory_failcnt memory_failures_total memory_kernel_usage memory_mapped_file
+memory_max_usage_bytes memory_rss memory_swap memory_total_active_file_bytes memory_total_inactive_file_bytes
+memory_usage_bytes memory_working_set_bytes network_receive_bytes_total network_receive_errors_total
+network_receive_packets_dropped_total network_receive_packets_total network_transmit_bytes_total
+network_transmit_errors_total network_transmit_packets_dropped_total network_transmit_packets_total oom_events_total
+pressure_cpu_stalled_seconds_total pressure_cpu_waiting_seconds_total pressure_io_stalled_seconds_total
+pressure_io_waiting_seconds_total pressure_memory_stalled_seconds_total pressure_memory_waiting_seconds_total processes
+sockets spec_cpu_period spec_cpu_quota spec_cpu_shares spec_memory_limit_bytes spec_memory_reservation_limit_bytes
+spec_memory_swap_limit_bytes start_time_seconds tasks_state threads threads_max ulimits_soft
+""".split()
+
+
+def test_every_metric_of_a_kubelets_cadvisor_is_described(daemon: Daemon) -> None:
+    described = daemon.runtime.ListMetricDescriptors(pb.ListMetricDescriptorsRequest()).descriptors
+    assert {each.name.removeprefix("container_") for each in described} == set(CADVISOR)
 
 
 def test_what_hangs_hides_nothing(daemon: Daemon, registry: LocalRegistry) -> None:

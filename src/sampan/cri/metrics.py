@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import grpc
+import msgspec
 
 from sampan.cri import api_pb2 as pb
-from sampan.cri import lists
+from sampan.cri import container_metrics, lists
 from sampan.cri.usage import GONE
 from sampan.engine.engine import Engine
 from sampan.engine.model import ContainerRecord, PodRecord
+from sampan.engine.processes import ProcessFigures
 from sampan.engine.stats import ContainerStats, InterfaceStats, PodStats
 
 _LABELS = ("container", "id", "image", "name", "namespace", "pod")
@@ -58,6 +60,11 @@ def _memory(v1: str, v2: str) -> Callable[[ContainerStats, ContainerRecord], int
     return value
 
 
+def _bytes(text: str) -> int:
+    """A number in a file of cgroup v2; anything else is none."""
+    return int(text) if text.isdecimal() and len(text) < 20 else 0
+
+
 _CONTAINER = (
     _OfContainer("container_cpu_usage_seconds_total", "CPU time consumed, in seconds.", pb.COUNTER,
                  lambda s, _: s.cpu_usage_ns // _SECOND),
@@ -92,8 +99,6 @@ _CONTAINER = (
     _OfContainer("container_memory_swap", "Swap in use.", pb.GAUGE, lambda s, _: s.swap_usage),
     _OfContainer("container_oom_events_total", "Processes killed for want of memory.", pb.COUNTER,
                  lambda s, _: s.oom_kills),
-    _OfContainer("container_fs_usage_bytes", "Bytes of the writable layer.", pb.GAUGE, lambda s, _: s.fs_used_bytes),
-    _OfContainer("container_fs_inodes_total", "Inodes of the writable layer.", pb.GAUGE, lambda s, _: s.fs_inodes),
     _OfContainer("container_threads", "Threads.", pb.GAUGE, lambda s, _: s.pids),
     _OfContainer("container_threads_max", "Limit of threads; 0 for none.", pb.GAUGE, _figure("pids", "limit")),
     _OfContainer("container_start_time_seconds", "When the container started, in seconds since the epoch.", pb.GAUGE,
@@ -107,17 +112,13 @@ _CONTAINER = (
     _OfContainer("container_spec_cpu_shares", "CPU shares.", pb.GAUGE, lambda _, c: c.resources.cpu_shares),
     _OfContainer("container_spec_memory_limit_bytes", "Memory limit; 0 for none.", pb.GAUGE,
                  lambda _, c: max(c.resources.memory_limit or 0, 0)),
+    _OfContainer("container_spec_memory_reservation_limit_bytes", "Memory that is kept for it; 0 for none.", pb.GAUGE,
+                 lambda _, c: _bytes(c.resources.unified.get("memory.low", ""))),
+    _OfContainer("container_cpu_load_average_10s", "Threads that run or wait to run; the kernel keeps no average.",
+                 pb.GAUGE, lambda s, _: s.figures.get("load", 0)),
     _OfContainer("container_spec_memory_swap_limit_bytes", "Limit of memory and swap; 0 for none.", pb.GAUGE,
                  lambda _, c: max(c.resources.memory_swap_limit or 0, 0)),
 )  # fmt: skip
-
-#: Metrics of one device: name, help, table of ``blkio``, operation.
-_DEVICE = (
-    ("container_fs_reads_total", "Reads.", "ioServicedRecursive", "read"),
-    ("container_fs_writes_total", "Writes.", "ioServicedRecursive", "write"),
-    ("container_fs_reads_bytes_total", "Bytes read.", "ioServiceBytesRecursive", "read"),
-    ("container_fs_writes_bytes_total", "Bytes written.", "ioServiceBytesRecursive", "write"),
-)
 
 _FAULTS = "container_memory_failures_total"
 
@@ -175,18 +176,27 @@ class Metrics:
                 pod_sandbox_id=pod.id,
                 metrics=_of_pod(pod, stats),
                 container_metrics=[
-                    pb.ContainerMetrics(container_id=each.id, metrics=_of_container(pod, records[each.id], each))
+                    pb.ContainerMetrics(container_id=each.id, metrics=self._container(pod, records[each.id], each))
                     for each in stats.containers
                     if each.id in records
                 ],
             )
+
+    def _container(self, pod: PodRecord, record: ContainerRecord, stats: ContainerStats) -> list[pb.Metric]:
+        processes = self._engine.containers.processes(record)
+        load = processes.states["running"] + processes.states["uninterruptible"]
+        stats = msgspec.structs.replace(stats, figures={**stats.figures, "load": load})
+        return _of_container(pod, record, stats, processes)
 
 
 def descriptors() -> list[pb.MetricDescriptor]:
     """Names, helps and label keys of all metrics."""
     found = [pb.MetricDescriptor(name=m.name, help=m.help, label_keys=_LABELS) for m in _CONTAINER]
     found.append(pb.MetricDescriptor(name=_FAULTS, help="Page faults.", label_keys=(*_LABELS, "failure_type", "scope")))
-    found += [pb.MetricDescriptor(name=each[0], help=each[1], label_keys=(*_LABELS, "device")) for each in _DEVICE]
+    found += [
+        pb.MetricDescriptor(name=each.name, help=each.help, label_keys=(*_LABELS, *each.labels))
+        for each in container_metrics.FAMILIES
+    ]
     found += [pb.MetricDescriptor(name=m.name, help=m.help, label_keys=(*_LABELS, "interface")) for m in _INTERFACE]
     return found
 
@@ -209,7 +219,9 @@ def _of_pod(pod: PodRecord, stats: PodStats) -> list[pb.Metric]:
     ]
 
 
-def _of_container(pod: PodRecord, record: ContainerRecord, stats: ContainerStats) -> list[pb.Metric]:
+def _of_container(
+    pod: PodRecord, record: ContainerRecord, stats: ContainerStats, processes: ProcessFigures
+) -> list[pb.Metric]:
     identity = pod.spec.metadata
     name = record.spec.metadata.name
     labels = (name, record.cgroup_path, record.spec.image, record.id, identity.namespace, identity.name)
@@ -220,17 +232,8 @@ def _of_container(pod: PodRecord, record: ContainerRecord, stats: ContainerStats
             found.append(_sample(metric.name, labels, stats.timestamp, value, metric.kind))
     for kind, faults in (("pgfault", stats.page_faults), ("pgmajfault", stats.major_page_faults)):
         found.append(_sample(_FAULTS, (*labels, kind, "container"), stats.timestamp, faults))
-    for metric_name, _, table, operation in _DEVICE:
-        for device, value in _of_devices(stats, table, operation).items():
-            found.append(_sample(metric_name, (*labels, device), stats.timestamp, value))
-    return found
-
-
-def _of_devices(stats: ContainerStats, table: str, operation: str) -> dict[str, int]:
-    """``major:minor`` -> figure, of one operation."""
-    found: dict[str, int] = {}
-    for row in stats.figures.get("blkio", {}).get(table) or ():
-        if str(row.get("op", "")).lower() == operation:
-            device = f"{row.get('major', 0)}:{row.get('minor', 0)}"
-            found[device] = found.get(device, 0) + int(row.get("value", 0))
+    found += [
+        _sample(sample.name, (*labels, *sample.labels), stats.timestamp, sample.value, sample.kind)
+        for sample in container_metrics.samples(stats, processes)
+    ]
     return found

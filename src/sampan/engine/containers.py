@@ -23,6 +23,7 @@ from sampan.storage import mount as snapshot_mount
 if TYPE_CHECKING:
     from sampan.engine.engine import Engine
     from sampan.engine.execs import AttachSession, ExecResult, ExecSession
+    from sampan.engine.processes import ProcessFigures
 
 #: Exit code of a container whose end nobody saw, as containerd gives it.
 UNKNOWN_EXIT = 255
@@ -314,6 +315,15 @@ class Containers:
         from sampan.engine.usage import container_stats
 
         return container_stats(self._engine, self.get(container_id))
+
+    def processes(self, record: ContainerRecord) -> "ProcessFigures":
+        """Open files, sockets and threads of the container's processes; of one that has ended there are none."""
+        from sampan.engine.processes import look
+
+        if record.state not in ("created", "running"):
+            return look(())
+        group = open_group(record.cgroup_path, systemd=self._engine.config.cgroup_driver == "systemd")
+        return look(group.pids())
 
     def exec_sync(self, container_id: str, command: Sequence[str], timeout: float = 0) -> "ExecResult":
         """Run a command in the container and collect what it prints.
