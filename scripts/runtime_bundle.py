@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sampan.runtime.create import Options
 from sampan.runtime.handler import Created, Stdio
 from sampan.runtime.native import NativeHandler
+from sampan.runtime.options import Options
 
 BUSYBOX = "/bin/busybox"
 APPLETS = """

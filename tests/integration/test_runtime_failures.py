@@ -14,9 +14,9 @@ from runtime_bundle import Box
 from sampan.errors import StageFailed, Unavailable
 from sampan.linux import vfork
 from sampan.runtime import trace
-from sampan.runtime.create import Options
 from sampan.runtime.handler import Stdio
 from sampan.runtime.native import NativeHandler
+from sampan.runtime.options import Options
 from sampan.runtime.sandbox import create_sandbox, destroy_sandbox
 from sampan.shim import helper
 

@@ -242,7 +242,7 @@ def test_cgroup_mount_shows_the_containers_own(box: Box) -> None:
 
 
 def test_no_pivot_moves_the_root(box: Box) -> None:
-    from sampan.runtime.create import Options
+    from sampan.runtime.options import Options
 
     ended = box.run("ls", "/", options=Options(no_pivot=True))
     assert "bin" in ended.output.split()

@@ -9,8 +9,8 @@ import pytest
 from runtime_bundle import Box, read_terminal
 
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, StageFailed, WrongState
-from sampan.runtime.create import Options
 from sampan.runtime.handler import Stdio
+from sampan.runtime.options import Options
 
 pytestmark = pytest.mark.root
 

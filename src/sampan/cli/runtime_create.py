@@ -8,9 +8,9 @@ from sampan.cli.runtime import Context, container_id
 from sampan.cli.runtime_answer import keep
 from sampan.cli.runtime_options import FLAG, NUMBER, VALUE, Option, Parsed
 from sampan.errors import InvalidInput, SampanError, StageFailed
-from sampan.runtime.create import Options
 from sampan.runtime.handler import Stdio
 from sampan.runtime.native import read_config
+from sampan.runtime.options import Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

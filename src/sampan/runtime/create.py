@@ -11,9 +11,10 @@ from sampan.runtime import channel as talk
 from sampan.runtime.channel import Channel
 from sampan.runtime.handler import Created
 from sampan.runtime.init import InitWork
-from sampan.runtime.launch import Launch
+from sampan.runtime.launch import Launch, set_oom_score
 from sampan.runtime.mounts import PreparedMounts, prepare
 from sampan.runtime.namespaces import NamespacePlan
+from sampan.runtime.options import Options
 from sampan.runtime.program import Program
 from sampan.runtime.state import dumps, now, start_time
 
@@ -30,57 +31,6 @@ if TYPE_CHECKING:
 
 #: What a container without a process gets: an init that waits, and no name that validation would let pass.
 NO_PROCESS: Process = {"args": [""], "cwd": "/"}
-
-
-class Options:
-    """How a container is made, beside what its configuration says.
-
-    Attributes:
-        systemd_cgroup: cgroupsPath is "slice:prefix:name", and systemd makes the cgroup.
-        console_socket: Unix socket that gets the terminal's master.
-        preserve_fds: So many descriptors of the caller, from 3 on, become the program's.
-        no_pivot: Move the root instead of pivoting.
-        new_keyring: Give the container a session keyring of its own.
-        seccomp_cache: Directory of compiled filters, or empty.
-        cgroup: Of an exec'ed process: its cgroup, instead of the container's.
-        ignore_paused: An exec'ed process may wait in a frozen cgroup.
-        expendable: The calling process lives for this work only and may be lost with it: see :mod:`.borrow`.
-    """
-
-    __slots__ = (
-        "cgroup",
-        "console_socket",
-        "expendable",
-        "ignore_paused",
-        "new_keyring",
-        "no_pivot",
-        "preserve_fds",
-        "seccomp_cache",
-        "systemd_cgroup",
-    )
-
-    def __init__(
-        self,
-        *,
-        systemd_cgroup: bool = False,
-        console_socket: str = "",
-        preserve_fds: int = 0,
-        no_pivot: bool = False,
-        new_keyring: bool = True,
-        seccomp_cache: str = "",
-        cgroup: str = "",
-        ignore_paused: bool = False,
-        expendable: bool = False,
-    ) -> None:
-        self.expendable = expendable
-        self.cgroup = cgroup
-        self.ignore_paused = ignore_paused
-        self.systemd_cgroup = systemd_cgroup
-        self.console_socket = console_socket
-        self.preserve_fds = preserve_fds
-        self.no_pivot = no_pivot
-        self.new_keyring = new_keyring
-        self.seccomp_cache = seccomp_cache
 
 
 class Creation:
@@ -367,17 +317,3 @@ class Creation:
 def default_cgroup(container_id: str, options: Options) -> str:
     """Where a container's cgroup is when its configuration does not say."""
     return f":sampan:{container_id}" if options.systemd_cgroup else f"/sampan/{container_id}"
-
-
-def set_oom_score(pid: int, adjust: int) -> str:
-    """Set how willingly the kernel kills ``pid`` for want of memory; what it refused is returned as text."""
-    path = f"/proc/{pid}/oom_score_adj"
-    trace.step(f"set oom_score_adj to {adjust}", path)
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, str(adjust).encode())
-    except PermissionError:
-        return f"oom_score_adj is not lowered to {adjust}: that needs CAP_SYS_RESOURCE"
-    finally:
-        os.close(fd)
-    return ""

@@ -16,9 +16,8 @@ from sampan.linux.process import clone3, pidfd_open
 from sampan.runtime import borrow, console, labels, program, scheduling, trace
 from sampan.runtime import channel as talk
 from sampan.runtime.channel import Channel
-from sampan.runtime.create import set_oom_score
 from sampan.runtime.handler import Created
-from sampan.runtime.launch import Launch
+from sampan.runtime.launch import Launch, set_oom_score
 from sampan.runtime.program import Program
 from sampan.runtime.state import start_time
 from sampan.spec.runtime_config import validate_process
@@ -29,8 +28,8 @@ if TYPE_CHECKING:
 
     from sampan.cgroup import Joiner
     from sampan.linux.vfork import Image
-    from sampan.runtime.create import Options
     from sampan.runtime.handler import Stdio
+    from sampan.runtime.options import Options
     from sampan.runtime.state import StateDir
     from sampan.spec.runtime_types import Process, RuntimeConfig
 

@@ -95,3 +95,17 @@ class Launch:
                 except (ProcessLookupError, ChildProcessError):
                     pass
         self.middle = 0
+
+
+def set_oom_score(pid: int, adjust: int) -> str:
+    """Set how willingly the kernel kills ``pid`` for want of memory; what it refused is returned as text."""
+    path = f"/proc/{pid}/oom_score_adj"
+    trace.step(f"set oom_score_adj to {adjust}", path)
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(adjust).encode())
+    except PermissionError:
+        return f"oom_score_adj is not lowered to {adjust}: that needs CAP_SYS_RESOURCE"
+    finally:
+        os.close(fd)
+    return ""

@@ -12,8 +12,8 @@ import select
 from sampan.cgroup import open_group
 from sampan.errors import InvalidInput, NotFound, SampanError, StageFailed, WrongState
 from sampan.linux.process import pidfd_open, pidfd_send_signal
-from sampan.runtime import create as creation
-from sampan.runtime import hooks, trace
+from sampan.runtime import trace
+from sampan.runtime.options import Options
 from sampan.runtime.state import StateDir, document, loads, start_time
 from sampan.spec.runtime_config import validate, validate_resources
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sampan.cgroup import Group
-    from sampan.runtime.create import Options
     from sampan.runtime.handler import Created, Stdio
 
 _LARGEST_CONFIG = 16 << 20
@@ -77,10 +76,12 @@ class NativeHandler:
         trace.step("read configuration", f"{bundle}/config.json")
         checked = validate(read_config(f"{bundle}/config.json") if config is None else config)
         if options is None:
-            options = creation.Options(
+            options = Options(
                 systemd_cgroup=self.systemd_cgroup, seccomp_cache=self.seccomp_cache, expendable=self._expendable
             )
-        return creation.Creation(directory, bundle, checked, stdio, options).run()
+        from sampan.runtime.create import Creation
+
+        return Creation(directory, bundle, checked, stdio, options).run()
 
     def start(self, container_id: str) -> None:
         """Let a created container's program run; returns when it does.
@@ -132,7 +133,7 @@ class NativeHandler:
         directory = StateDir(self.root, container_id)
         record = directory.load()
         if options is None:
-            options = creation.Options(seccomp_cache=self.seccomp_cache)
+            options = Options(seccomp_cache=self.seccomp_cache)
         return execute(directory, record, process, stdio, options)
 
     def kill(self, container_id: str, signal: int, *, all: bool = False) -> None:
@@ -283,6 +284,8 @@ class NativeHandler:
         """
         if b'"hooks"' not in directory.read("config.json"):
             return
+        from sampan.runtime import hooks
+
         chosen = (directory.load("config.json").get("hooks") or {}).get(kind) or []
         state = {key: record[key] for key in ("ociVersion", "id", "pid", "bundle", "annotations")}
         state["status"] = status

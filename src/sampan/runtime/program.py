@@ -9,7 +9,6 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # the signal module brings enum
 import fcntl
 import os
-import resource
 import stat
 import sys
 
@@ -76,6 +75,9 @@ class Program:
         self.direct = False
         self.before_exec: list[Callable[[], None]] = []
         self.borrowing = False
+        if process.get("rlimits"):
+            # A library to be loaded: for those who need it, and while files are still the runtime's own.
+            import resource  # noqa: F401
 
 
 def isolate(program: Program) -> None:
@@ -218,6 +220,8 @@ def _limit(program: Program) -> None:
 
 def set_limit(pid: int, one: Rlimit) -> str:
     """Set a limit on a process (0: the caller). As far as the kernel lets us; what it refused is returned as text."""
+    import resource
+
     kind: int = getattr(resource, one["type"])
     soft, hard = (_limit_value(one[key]) for key in ("soft", "hard"))
     trace.step(f"set {one['type']}")
