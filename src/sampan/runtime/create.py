@@ -18,6 +18,8 @@ from sampan.runtime.options import Options
 from sampan.runtime.program import Program
 from sampan.runtime.state import dumps, now, start_time
 
+__all__ = ["Creation", "Options", "default_cgroup"]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
