@@ -2,13 +2,16 @@
 
 import os
 import select
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -141,6 +144,113 @@ def test_metrics_and_health(daemon: Daemon) -> None:
     assert 'sampan_cri_calls_total{method="PodSandboxStatus",outcome="error"} 1.0' in text
     assert "sampan_build_info" in text
     assert "process_resident_memory_bytes" in text
+
+
+def test_metrics_and_health_on_a_unix_socket(daemon: Daemon) -> None:
+    path = daemon.folder / "metrics.sock"
+    daemon.settings = f'metrics_address = "unix://{path}"\n'
+    daemon.start()
+    for asked, wanted in (("/healthz", b"ok\n"), ("/metrics", b"sampan_build_info{")):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(str(path))
+            client.sendall(f"GET {asked} HTTP/1.0\r\n\r\n".encode())
+            answer = b""
+            while piece := client.recv(65536):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.0 200")
+        assert wanted in answer
+    assert stat.S_IMODE(os.stat(path).st_mode) & 0o007 == 0
+
+
+def test_the_socket_is_for_its_group(daemon: Daemon) -> None:
+    daemon.settings = 'socket_group = "65534"\n'
+    daemon.start()
+    status = os.stat(daemon.socket)
+    assert (status.st_gid, stat.S_IMODE(status.st_mode)) == (65534, 0o660)
+    assert stat.S_IMODE(os.stat(daemon.folder / "state").st_mode) == 0o711
+
+
+def test_a_watchdog_is_fed_at_half_its_interval(daemon: Daemon) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(daemon.folder / "notify"))
+        notify.settimeout(10)
+        environment = daemon.environment
+        more = {"NOTIFY_SOCKET": notify.getsockname(), "WATCHDOG_USEC": "400000"}
+        daemon.environment = lambda: {**environment(), **more}  # type: ignore[method-assign]
+        daemon.start()
+        assert notify.recv(1000).startswith(b"READY=1")
+        assert [notify.recv(1000) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+        daemon.stop()
+        rest: list[bytes] = []
+        while not rest or rest[-1] != b"STOPPING=1":
+            rest.append(notify.recv(1000))
+
+
+def test_the_unit_file_is_one_that_systemd_takes(tmp_path: Path) -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("there is no systemd-analyze")
+    unit = Path(__file__).parents[2] / "contrib" / "sampan.service"
+    copy = tmp_path / unit.name
+    # What it starts must be there for the check; it is not where a package would put it.
+    copy.write_text(unit.read_text().replace("/usr/bin/sampan", "/bin/true"))
+    done = subprocess.run(
+        [program, "--man=no", "verify", str(copy)], capture_output=True, text=True, timeout=60, check=False
+    )
+    about = [line for line in done.stderr.splitlines() if unit.name in line]
+    assert (about, done.returncode) == ([], 0)
+    for line in ("Type=notify", "Delegate=yes", "KillMode=process", "WatchdogSec=60"):
+        assert line in unit.read_text().splitlines()
+
+
+def test_sighup_takes_up_networks_and_registries(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.start()
+    notify_log = daemon.log
+
+    def reloads() -> int:
+        return notify_log.read_text().count("configuration reloaded")
+
+    def reload() -> None:
+        assert daemon.process is not None
+        before = reloads()
+        daemon.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 10
+        while reloads() == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def network() -> pb.RuntimeCondition:
+        conditions = daemon.runtime.Status(pb.StatusRequest()).status.conditions
+        found: pb.RuntimeCondition = next(each for each in conditions if each.type == "NetworkReady")
+        return found
+
+    def pull() -> str:
+        with pytest.raises(grpc.RpcError) as caught:
+            daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image="registry.example/a:1")))
+        return str(caught.value.details())
+
+    assert network().status
+    config = daemon.folder / "config.toml"
+    good = config.read_text()
+    (tmp_path / "cni").mkdir()
+    (tmp_path / "cni" / "10-other.conflist").write_text(
+        '{"cniVersion": "1.0.0", "name": "other", "plugins": [{"type": "no-such-plugin"}]}'
+    )
+    certs = tmp_path / "certs.d" / "registry.example"
+    certs.mkdir(parents=True)
+    (certs / "hosts.toml").write_text('server = "http://127.0.0.1:1"\n')
+    config.write_text(
+        good.replace(f"{daemon.folder}/cni", f"{tmp_path}/cni").replace(str(daemon.mirrors), f"{tmp_path}/certs.d")
+    )
+    reload()
+    assert not network().status
+    assert "no-such-plugin" in network().message
+    assert "127.0.0.1:1" in pull()
+    config.write_text(good)
+    reload()
+    assert network().status
+    assert "127.0.0.1:1" not in pull()
 
 
 @pytest.mark.parametrize(

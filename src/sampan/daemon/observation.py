@@ -4,6 +4,7 @@ Labels are of bounded cardinality: calls and states, never pods or containers; t
 """
 
 import http.server
+import os
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -120,7 +121,12 @@ def _listen(address: str, answer: Any) -> Any:
         if address.startswith("unix://"):
             path = address.removeprefix("unix://")
             remove_stale(path)
-            return _UnixServer(path, Handler)
+            # Nobody else may connect between bind and chmod.
+            before = os.umask(0o117)
+            try:
+                return _UnixServer(path, Handler)
+            finally:
+                os.umask(before)
         host, colon, port = address.rpartition(":")
         if not colon or not port.isdecimal() or int(port) > 65535:
             raise InvalidInput(f'"{address}" is neither HOST:PORT nor unix:///PATH', field="metrics_address")

@@ -61,11 +61,7 @@ class Engine:
         self.layout.make()
         self.store = Store(config.root, snapshotter=config.snapshotter)
         self.locks = Locks(f"{config.state}/locks")
-        # Beside the store, not with the state: what was attached must be known after a reboot too, so that external
-        # plugins are told to let go of it.
-        self.networks = network.load(
-            config.cni_conf_dir, state_dir=f"{config.root}/network", bin_dirs=config.cni_plugin_dirs, default=True
-        )
+        self.networks = self._networks()
         self.events = Events(self.store.events, namespace, self.store.records(namespace, "followers"))
         self.pod_records = Records(self.store.records(namespace, "pods"), PodRecord, "pod")
         self.container_records = Records(self.store.records(namespace, "containers"), ContainerRecord, "container")
@@ -77,6 +73,14 @@ class Engine:
         self._monitors_lock = threading.Lock()
         self._resolver: Resolver | None = None
         self._watch: Watch | None = None
+
+    def _networks(self) -> network.Networks:
+        # Beside the store, not with the state: what was attached must be known after a reboot too, so that external
+        # plugins are told to let go of it.
+        config = self.config
+        return network.load(
+            config.cni_conf_dir, state_dir=f"{config.root}/network", bin_dirs=config.cni_plugin_dirs, default=True
+        )
 
     @property
     def resolver(self) -> "Resolver":
@@ -141,9 +145,16 @@ class Engine:
 
     def reload(self, config: EngineConfig) -> None:
         """Take up changed settings of registries and networks; roots and handlers stay until the next start."""
+        before = self.config
         self.config = msgspec.structs.replace(
-            self.config, registry_config_dirs=config.registry_config_dirs, max_exec_output=config.max_exec_output
+            before,
+            registry_config_dirs=config.registry_config_dirs,
+            max_exec_output=config.max_exec_output,
+            cni_conf_dir=config.cni_conf_dir,
+            cni_plugin_dirs=config.cni_plugin_dirs,
         )
+        if (before.cni_conf_dir, before.cni_plugin_dirs) != (config.cni_conf_dir, config.cni_plugin_dirs):
+            self.networks = self._networks()
         self._resolver = None
 
     def status(self) -> EngineStatus:
