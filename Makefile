@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit integration conformance bench test-vm clean
+.PHONY: help setup demo test lint unit integration conformance bench test-vm test-big clean
 
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.work/bin:$(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
@@ -57,6 +57,10 @@ test-vm: ## The integration tests and critest's AppArmor specs in an emulated ma
 	@scripts/setup conformance
 	@scripts/setup vm
 	@$(PYTHON) tests/vm/run.py $(VM) -- $(PYTEST)
+
+test-big: ## Tests that take minutes and gigabytes: a 10 GB layer, this machine's own /usr as an image (root).
+	@scripts/setup test
+	@$(PYTHON) -m pytest --big -m big -s $(PYTEST)
 
 clean: ## Remove what set-up and the tests made in this folder (not Debian's packages).
 	rm -rf .work .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -25,10 +25,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="off",
         help="compare mounts, links, namespaces, cgroups, nft rules, processes and files before and after the run",
     )
+    parser.addoption("--big", action="store_true", help="run the tests marked big, and no others")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests below integration/ need root, marked or not; without root they are skipped."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests below integration/ need root, marked or not; without root they are skipped. Big ones run by themselves."""
+    big = bool(config.getoption("--big"))
+    chosen = [item for item in items if (item.get_closest_marker("big") is not None) is big]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
     for item in items:
         if TESTS / "integration" in item.path.parents and item.get_closest_marker("root") is None:
             item.add_marker(pytest.mark.root)

@@ -141,7 +141,7 @@ def pull(
 
     repository = resolver.repository(parsed, credentials=credentials, notice=retried, stop=halt)
     reporter.tell("resolving")
-    with store.leases(namespace).create(expires_in=_LEASE_SECONDS) as lease:
+    with store.leased(namespace, _LEASE_SECONDS) as lease:
         job = _Pull(store, namespace, repository, lease, reporter, resolver.limits.parallel, launch)
         target = repository.resolve()
         reporter.tell("resolved", digest=target.digest, total=target.size)

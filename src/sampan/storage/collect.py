@@ -135,7 +135,10 @@ def collect(store: "Store", *, dry_run: bool = False, grace: float = _GRACE_SECO
         dry_run: Only tell.
         grace: Seconds for which a new active snapshot is let be.
     """
-    report = GcReport()
+    report = GcReport(ingests=drop_ingests(store, dry_run=dry_run))
+    if not dry_run:
+        # First, for it needs no room on a full disk, and the transaction below does.
+        store.snapshots.sweep()
     directories: list[str] = []
     with locked(store.content.lock_path, fcntl.LOCK_EX):
         with store.database.transaction(durable=True) as connection:
@@ -165,9 +168,6 @@ def collect(store: "Store", *, dry_run: bool = False, grace: float = _GRACE_SECO
                 _unlink(store.content.path(digest))
     for directory in directories:
         remove_tree(directory)
-    report.ingests = _old_ingests(store, dry_run=dry_run)
-    if not dry_run:
-        store.snapshots.sweep()
     return report
 
 
@@ -188,8 +188,8 @@ def _unlink(path: str) -> None:
         pass
 
 
-def _old_ingests(store: "Store", *, dry_run: bool) -> list[str]:
-    """Downloads that nobody went on with for a day."""
+def drop_ingests(store: "Store", *, age: float = _INGEST_SECONDS, dry_run: bool = False) -> list[str]:
+    """Remove downloads that nobody is at, and that nobody went on with for so many seconds: a day."""
     old = []
     for name in sorted(os.listdir(store.content.ingest_directory)):
         path = os.path.join(store.content.ingest_directory, name)
@@ -199,7 +199,7 @@ def _old_ingests(store: "Store", *, dry_run: bool) -> list[str]:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - os.fstat(fd).st_mtime > _INGEST_SECONDS:
+            if time.time() - os.fstat(fd).st_mtime >= age:
                 old.append(name)
                 if not dry_run:
                     _unlink(path)

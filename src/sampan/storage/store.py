@@ -11,15 +11,16 @@ Everything that is written under ROOT is written by this package.
 """
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
-from sampan.errors import InvalidInput, StageFailed, Unsupported
-from sampan.storage.collect import GcReport, collect, explain
+from sampan.errors import Exhausted, InvalidInput, SampanError, StageFailed, Unsupported
+from sampan.storage.collect import GcReport, collect, drop_ingests, explain
 from sampan.storage.content import Content
 from sampan.storage.database import Database
 from sampan.storage.images import Images
-from sampan.storage.records import Events, Leases, Records
+from sampan.storage.records import Events, Lease, Leases, Records
 from sampan.storage.snapshots.base import DirectorySnapshotter
 from sampan.storage.snapshots.native import NativeSnapshotter
 from sampan.storage.snapshots.overlay import OverlaySnapshotter
@@ -131,6 +132,39 @@ class Store:
         from sampan.storage.check import check
 
         return check(self, repair=repair, fetch=fetch, launch=launch)
+
+    @contextmanager
+    def leased(self, namespace: str, seconds: float) -> "Iterator[Lease]":
+        """A lease for one operation, released at its end.
+
+        An operation that finds the disk full, or a bound exceeded, leaves nothing behind: partial downloads, which
+        else stay to be resumed, and unfinished layers go first, so that the database has room for the rest.
+        """
+        lease = self.leases(namespace).create(expires_in=seconds)
+        try:
+            yield lease
+        except Exhausted:
+            self.relieve()
+            lease.release()
+            self._collect_if_possible()
+            raise
+        finally:
+            try:
+                lease.release()
+            except Exhausted:
+                self.relieve()
+                lease.release()
+
+    def relieve(self) -> None:
+        """Make room on a full disk: remove partial downloads and layers that nobody is at."""
+        drop_ingests(self, age=0)
+        self.snapshots.sweep()
+
+    def _collect_if_possible(self) -> None:
+        try:
+            self.gc()
+        except (SampanError, OSError):
+            pass  # it was a good turn; what is to be told is why the operation failed
 
     def release(self) -> None:
         """Give back what this thread holds of the database, until it uses the store again."""

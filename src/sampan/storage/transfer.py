@@ -224,7 +224,7 @@ def load(
     Raises:
         Corrupt: It is no image archive, or a damaged one; nothing has been named.
     """
-    with store.leases(namespace).create(expires_in=lease_seconds) as lease:
+    with store.leased(namespace, lease_seconds) as lease:
         try:
             archive = _read_members(store, bounded(read), lease)
         except (Corrupt, Exhausted, Unsupported) as error:

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
-from sampan.errors import AlreadyExists, Corrupt, Unavailable, Unsupported
+from sampan.errors import AlreadyExists, Corrupt, SampanError, Unavailable, Unsupported
 from sampan.image.apply import NeedsParent
 from sampan.image.worker import read_lists
 from sampan.spec.image import (
@@ -122,9 +122,10 @@ class _Job:
             self._lists = -1
         stage, self.stage = self.stage, None
         if stage is not None:
-            stage.close()
-            if store.snapshots.exists(stage.key):
-                store.snapshots.remove(stage.key)
+            try:
+                store.snapshots.discard(stage.key)
+            finally:
+                stage.close()
 
 
 def _launch(launch: Launch, mount: "Mount", data: int, lists: int, news: int | None, *, merged: bool) -> Worker:
@@ -326,8 +327,14 @@ class Unpacker:
 
     def close(self) -> None:
         """End all workers and remove what was not committed; idempotent."""
+        failure: BaseException | None = None
         while self._jobs:
-            self._jobs.popitem()[1].close(self._store)
+            try:
+                self._jobs.popitem()[1].close(self._store)
+            except SampanError as error:
+                failure = failure or error
+        if failure:
+            raise failure
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,6 @@
 """``store:``: a name in a namespace of the content store."""
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,8 @@ class StoreSink:
         self._store = store
         self._namespace = namespace
         self._name = stored_name(name)
-        self._lease = store.leases(namespace).create(expires_in=_LEASE_SECONDS)
+        self._leased = store.leased(namespace, _LEASE_SECONDS)
+        self._lease = self._leased.__enter__()
 
     def has(self, descriptor: Descriptor) -> bool:
         """See :class:`~sampan.registry.places.interface.Sink`."""
@@ -84,4 +86,5 @@ class StoreSink:
 
     def close(self) -> None:
         """See :class:`~sampan.registry.places.interface.Sink`."""
-        self._lease.release()
+        # The error that ends a copy is being handled now: a full disk is to be left as it was.
+        self._leased.__exit__(*sys.exc_info())

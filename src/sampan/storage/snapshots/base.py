@@ -303,11 +303,19 @@ class DirectorySnapshotter(ABC):
             connection.execute("DELETE FROM snapshots WHERE key=?", (key,))
         remove_tree(os.path.join(self.root, row[0]))
 
+    def discard(self, key: str) -> None:
+        """Remove a stage, its files before its row: on a full disk the database has no room before they are gone."""
+        row = self._database.row("SELECT directory FROM snapshots WHERE key=? AND kind='staging'", (key,))
+        if row is not None:
+            remove_tree(os.path.join(self.root, row[0]))
+            with self._database.transaction() as connection:
+                connection.execute("DELETE FROM snapshots WHERE key=? AND kind='staging'", (key,))
+
     def sweep(self, *, dry_run: bool = False) -> list[str]:
         """Remove what dead processes left: directories without a row, staging rows without a maker."""
         for key, directory in self._database.rows("SELECT key, directory FROM snapshots WHERE kind='staging'"):
             if not dry_run and self._abandoned(os.path.join(self.root, directory)):
-                self.remove(key)
+                self.discard(key)
         with locked(self.lock_path, fcntl.LOCK_EX):
             known = {row[0] for row in self._database.rows("SELECT directory FROM snapshots")}
             garbage = [os.path.join(self.root, n) for n in sorted(os.listdir(self.root)) if n not in known | {"lock"}]
