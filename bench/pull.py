@@ -1,10 +1,15 @@
-"""Pull and unpack side by side with Debian's containerd: one registry on loopback, one tmpfs, alternating runs.
+"""Pull and unpack beside containerd and ``skopeo copy`` with ``umoci unpack``: wall time, processor time, memory.
 
-    bench/pull.py [--layers 6] [--megabytes 560] [--files 16000] [--runs 3] [--root DIR]
+    bench/pull.py [--runs 3] [--images large,many,single] [--on tmpfs,ext4] [--newest]
 
-Each run starts from an empty store and ends when the image is unpacked; the time is that of the whole command,
-``ctr images pull`` against a fresh Python process that calls :func:`sampan.registry.pull`. Peak memory is the
-containerd daemon's, and our process's with its workers'.
+All pull from one registry on loopback whose data are in memory, and take turns. Each run starts from an empty store
+and ends when the image is unpacked; the time is that of the whole command: ``ctr images pull`` against a fresh Python
+process that calls :func:`sampan.registry.pull`. Everyone syncs what they sync by themselves: containerd and we the
+blobs, we the unpacked files too. Ext4 lies on a loop device in memory and is made anew for each run, since it avoids
+inodes that were deleted a moment ago: where the run before was cleaned up, each file would take thirty times as long.
+
+Memory is the most that the process and its children had at one time, by proportional share: ctr's and the daemon's,
+skopeo's or umoci's, ours with its workers'. It is taken in a run by itself, which warms up for the others.
 """
 
 from __future__ import annotations
@@ -15,43 +20,67 @@ import io
 import json
 import os
 import random
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from isal import igzip
-from measure import Budget, Row
+from measure import Budget, Row, pss, table
 
 if TYPE_CHECKING:
     from run import Options
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
 _CHILD = """
-import json, resource, sys, time
-started = time.perf_counter()
+import sys
 from sampan.registry import Resolver, pull
 from sampan.storage.store import Store
 with Store(sys.argv[1]) as store:
-    imported = time.perf_counter()
     pull(store, "default", sys.argv[2], Resolver((), ()))
-done = time.perf_counter()
-# Not ru_maxrss: that of the parent, before exec, is counted in it.
-own = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-cpu = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-figures = {"imports": imported - started, "pull": done - imported, "rss": own, "worker_rss": workers, "cpu": cpu}
-print(json.dumps(figures))
 """
+_MEMORY = "/dev/shm"
+_DEBIAN = "containerd"
+_SLOW = "skopeo+umoci"
+
+
+class Image(NamedTuple):
+    """What is pulled. ``ratios``: the budgets beside containerd on tmpfs and on ext4."""
+
+    title: str
+    layers: int
+    megabytes: int
+    files: int
+    ratios: tuple[float, float]
+
+
+IMAGES = {
+    "large": Image("6 layers, 560 MB, 16,000 files", 6, 560, 16_000, (1 / 3, 1 / 2)),
+    "many": Image("6 layers, 240 MB, 60,000 files", 6, 240, 60_000, (1 / 3, 1 / 2)),
+    "single": Image("1 layer, 280 MB, 8,000 files", 1, 280, 8_000, (0.6, 0.6)),
+}
+
+
+class Run(NamedTuple):
+    """What one pull took."""
+
+    seconds: float
+    processor: float
+
+
+#: Pulls an image into a folder; told of each process that it starts.
+Contestant = Callable[[Path, str, Callable[[int], object]], Run]
 
 
 def make_layout(folder: Path, layers: int, megabytes: int, files: int) -> None:
@@ -96,131 +125,260 @@ def make_layout(folder: Path, layers: int, megabytes: int, files: int) -> None:
     (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [target]}))
 
 
-@contextmanager
-def containerd(folder: Path) -> Iterator[tuple[str, int]]:
-    """Debian's containerd on a root of its own; gives its address and process id."""
+# ---------------------------------------------------------------- contestants
+
+
+def run_sampan(folder: Path, image: str, started: Callable[[int], object]) -> Run:
+    # As it is installed: with its modules compiled.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-c", _CHILD, str(folder / "store"), image]
+    return _timed([command], started, environment)
+
+
+def run_skopeo_umoci(folder: Path, image: str, started: Callable[[int], object]) -> Run:
     folder.mkdir(parents=True)
-    address = f"{folder}/c.sock"
-    (folder / "config.toml").write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
-    command = ["containerd", "-c", f"{folder}/config.toml", "--root", f"{folder}/root", "--state", f"{folder}/state"]
-    with open(folder / "log", "wb") as log:
-        child = subprocess.Popen([*command, "--address", address], stdout=log, stderr=subprocess.STDOUT)
-    try:
-        for _ in range(500):
-            ready = subprocess.run(["ctr", "-a", address, "version"], capture_output=True, check=False)
-            if not ready.returncode:
-                break
-            time.sleep(0.02)
-        yield address, child.pid
-    finally:
-        child.terminate()
-        child.wait(20)
+    source = ["--insecure-policy", "--src-tls-verify=false", f"docker://{image}"]
+    copy = ["skopeo", "copy", "--quiet", *source, f"oci:{folder}/layout:latest"]
+    unpack = ["umoci", "unpack", "--image", f"{folder}/layout:latest", f"{folder}/bundle"]
+    return _timed([copy, unpack], started)
 
 
-def peak(pid: int) -> int:
-    """Most memory a process has had, in KiB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+def containerd_from(programs: str) -> Contestant:
+    """A containerd whose programs lie in a folder, or with an empty one are found by PATH."""
+
+    def run(folder: Path, image: str, started: Callable[[int], object]) -> Run:
+        with containerd(folder, programs) as (address, pid):
+            started(pid)
+            before = _processor(pid)
+            ctr = [os.path.join(programs, "ctr"), "-a", address, "images", "pull", "--plain-http", image]
+            spent = _timed([ctr], started)
+            return Run(spent.seconds, spent.processor + _processor(pid) - before)
+
+    return run
 
 
-def cpu(pid: int) -> float:
+@contextmanager
+def containerd(folder: Path, programs: str) -> Iterator[tuple[str, int]]:
+    """A containerd on a root of its own; gives its address and process id."""
+    folder.mkdir(parents=True)
+    # In memory, since a socket's path must be short, and a file system is to be unmounted afterwards.
+    with tempfile.TemporaryDirectory(dir=_MEMORY) as state:
+        address = f"{state}/c.sock"
+        (folder / "config.toml").write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
+        command = [os.path.join(programs, "containerd"), "-c", f"{folder}/config.toml", "--address", address]
+        with open(f"{state}/log", "wb") as log:
+            command += ["--root", f"{folder}/root", "--state", f"{state}/state"]
+            child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            for _ in range(500):
+                version = [os.path.join(programs, "ctr"), "-a", address, "version"]
+                if not subprocess.run(version, capture_output=True, check=False).returncode:
+                    break
+                time.sleep(0.02)
+            yield address, child.pid
+        finally:
+            child.terminate()
+            child.wait(20)
+
+
+def _timed(
+    commands: list[list[str]], started: Callable[[int], object], environment: dict[str, str] | None = None
+) -> Run:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.perf_counter()
+    for command in commands:
+        with subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as child:
+            started(child.pid)
+            _, said = child.communicate()
+        if child.returncode:
+            raise RuntimeError(f"{' '.join(command[:3])}: {said.decode(errors='replace')[-500:]}")
+    seconds = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Run(seconds, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+
+
+def _processor(pid: int) -> float:
     """Processor seconds of a process and of its children that ended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
 
 
-def run_containerd(folder: Path, image: str) -> dict[str, float]:
-    with containerd(folder) as (address, pid):
-        started = time.perf_counter()
-        pull = ["ctr", "-a", address, "images", "pull", "--plain-http", image]
-        subprocess.run(pull, check=True, capture_output=True)
-        return {"seconds": time.perf_counter() - started, "rss": peak(pid), "cpu": cpu(pid)}
+# ---------------------------------------------------------------- memory
 
 
-def run_sampan(folder: Path, image: str) -> dict[str, float]:
-    started = time.perf_counter()
-    child = [sys.executable, "-c", _CHILD, str(folder / "store"), image]
-    done = subprocess.run(child, check=True, capture_output=True, text=True)
-    return {"seconds": time.perf_counter() - started, **json.loads(done.stdout)}
+class Watcher(threading.Thread):
+    """Adds up the memory of processes and their children again and again, and keeps the most there was."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most = 0.0
+        self._roots: list[int] = []
+        self._done = threading.Event()
+
+    def add(self, pid: int) -> None:
+        """Watch one more."""
+        self._roots.append(pid)
+
+    def run(self) -> None:
+        while not self._done.wait(0.01):
+            self.most = max(self.most, sum(map(_memory_of_tree, list(self._roots))))
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self.join()
 
 
-def run_skopeo_umoci(folder: Path, image: str) -> dict[str, float]:
-    folder.mkdir(parents=True)
-    started = time.perf_counter()
-    copy = ["skopeo", "copy", "--quiet", "--insecure-policy", "--src-tls-verify=false"]
-    subprocess.run([*copy, f"docker://{image}", f"oci:{folder}/layout:latest"], check=True, capture_output=True)
-    unpack = ["umoci", "unpack", "--image", f"{folder}/layout:latest", f"{folder}/bundle"]
-    subprocess.run(unpack, check=True, capture_output=True)
-    return {"seconds": time.perf_counter() - started, "rss": 0, "cpu": 0}
+def _memory_of_tree(pid: int) -> float:
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+        return pss(pid) + sum(map(_memory_of_tree, children))
+    except (OSError, ValueError):  # it ends just now
+        return 0.0
+
+
+# ---------------------------------------------------------------- file systems
+
+
+@contextmanager
+def tmpfs() -> Iterator[Path]:
+    """A folder in memory."""
+    with tempfile.TemporaryDirectory(dir=_MEMORY, prefix="sampan-bench-pull-") as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def new_ext4() -> Iterator[Path]:
+    """An ext4 that has just been made, on a loop device whose file is in memory."""
+    with tmpfs() as folder:
+        disk, target = folder / "disk", folder / "mounted"
+        with open(disk, "wb") as file:
+            file.truncate(6 << 30)
+        target.mkdir()
+        # Nothing is left to be initialized in the background.
+        ready = ["-E", "lazy_itable_init=0,lazy_journal_init=0"]
+        subprocess.run(["mkfs.ext4", "-q", *ready, str(disk)], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "loop", str(disk), str(target)], check=True)
+        try:
+            yield target
+        finally:
+            subprocess.run(["umount", str(target)], check=True)
+
+
+PLACES = {"tmpfs": tmpfs, "ext4": new_ext4}
+
+
+# ---------------------------------------------------------------- measuring
+
+
+@contextmanager
+def registry_with(images: list[str]) -> Iterator[dict[str, str]]:
+    """A registry in memory; gives each image's reference."""
+    from registry_peers import docker_registry
+
+    with tmpfs() as work, docker_registry(work / "registry") as address:
+        references = {}
+        for name in images:
+            image = IMAGES[name]
+            layout = work / name
+            make_layout(layout, image.layers, image.megabytes, image.files)
+            references[name] = f"{address}/bench/{name}:1"
+            push = ["skopeo", "copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"]
+            subprocess.run([*push, f"oci:{layout}:latest", f"docker://{references[name]}"], check=True)
+            shutil.rmtree(layout)
+        yield references
+
+
+def measure(place: str, reference: str, contestants: dict[str, Contestant], runs: int) -> dict[str, list[Run]]:
+    """The figures of each run of each contestant; the slowest, of which no budget speaks, has one."""
+    results: dict[str, list[Run]] = {name: [] for name in contestants}
+    for number in range(runs):
+        for name, pull in contestants.items():
+            if number and name == _SLOW:
+                continue
+            with PLACES[place]() as folder:
+                results[name].append(pull(folder / "store", reference, _unwatched))
+    return results
+
+
+def _unwatched(_: int) -> None:
+    """For runs whose memory is not taken."""
+
+
+def measure_memory(reference: str, contestants: dict[str, Contestant]) -> dict[str, float]:
+    """Most megabytes that each contestant had at one time, in a run on tmpfs."""
+    most = {}
+    for name, pull in contestants.items():
+        with tmpfs() as folder, Watcher() as watcher:
+            pull(folder / "store", reference, watcher.add)
+        most[name] = watcher.most
+    return most
 
 
 def rows(options: Options) -> list[Row]:
-    """For the table of all benchmarks: the figures of a few runs, against containerd alone."""
-    results = measure(arguments(["--runs", str(max(1, options.rounds // 7)), "--peers", "containerd"]))
-    middle = {name: statistics.median(run["seconds"] for run in runs) for name, runs in results.items()}
-    work = "pull and unpack 6 layers, 16,000 files"
-    return [Row(work, "s", middle.pop("sampan"), middle, Budget("containerd", 1 / 3))]
-
-
-def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--megabytes", type=int, default=560)
-    parser.add_argument("--files", type=int, default=16_000)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--root", default="/dev/shm", help="where stores and registry are made: a tmpfs, or a new ext4")
-    parser.add_argument("--peers", default="containerd,skopeo+umoci")
-    return parser.parse_args(words)
-
-
-def measure(options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
-    """The figures of each run of each contestant."""
-    from registry_peers import docker_registry
-
-    runners = {"sampan": run_sampan, "containerd": run_containerd, "skopeo+umoci": run_skopeo_umoci}
-    chosen = ["sampan", *(peer for peer in options.peers.split(",") if peer)]
-    work = Path(tempfile.mkdtemp(prefix="sampan-bench-pull-", dir=options.root))
+    """For the table of all benchmarks."""
     try:
-        make_layout(work / "layout", options.layers, options.megabytes, options.files)
-        with docker_registry(work / "registry") as address:
-            image = f"{address}/bench/image:1"
-            push = ["skopeo", "copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"]
-            subprocess.run([*push, f"oci:{work}/layout:latest", f"docker://{image}"], check=True, capture_output=True)
-            size = sum(file.stat().st_size for file in (work / "layout/blobs/sha256").iterdir())
-            shutil.rmtree(work / "layout")
-            print(
-                f"{options.layers} layers, {options.files} files, "
-                f"{options.megabytes} MB, {size / 1e6:.0f} MB compressed"
-            )
-            results: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
-            for number in range(options.runs):
-                for name in chosen:
-                    folder = work / f"{name}-{number}"
-                    results[name].append(runners[name](folder, image))
-                    shutil.rmtree(folder)
-        return results
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        return compare(list(IMAGES), list(PLACES), max(1, options.rounds // 6), newest=options.newest)
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(str(error)) from error
 
 
-def report(results: dict[str, list[dict[str, float]]]) -> None:
-    """A line for each, with the ratio of the medians."""
-    ours = statistics.median(run["seconds"] for run in results["sampan"])
-    for name, runs in results.items():
-        median = statistics.median(run["seconds"] for run in runs)
-        rss = max(run["rss"] for run in runs) / 1024
-        each = " ".join(f"{run['seconds']:.2f}" for run in runs)
-        used = statistics.median(run["cpu"] for run in runs)
-        memory = f"peak {rss:.0f} MiB, {used:.1f} s of processor" if rss else ""
-        ratio = f"  sampan takes {ours / median:.2f} of it" if name != "sampan" else ""
-        print(f"{name:14} {median:6.2f} s  (runs: {each})  {memory}{ratio}")
-    for key in ("imports", "pull", "worker_rss"):
-        median = statistics.median(run[key] for run in results["sampan"])
-        print(
-            f"  sampan {key}: {median:.3f}" if key != "worker_rss" else f"  sampan worker peak: {median / 1024:.0f} MiB"
-        )
+def compare(images: list[str], places: list[str], runs: int, *, newest: bool) -> list[Row]:
+    """The table's rows: of each image its times on each file system, its processor time and its memory."""
+    contestants = {"sampan": run_sampan, _DEBIAN: containerd_from(""), _SLOW: run_skopeo_umoci}
+    if newest:
+        import go_programs
+
+        version = go_programs.versions()["CONTAINERD"].removeprefix("v")
+        contestants[f"containerd {version}"] = containerd_from(str(go_programs.build("containerd")))
+    table_rows = []
+    with registry_with(images) as references:
+        for name in images:
+            image = IMAGES[name]
+            memory = measure_memory(references[name], contestants)
+            for place in places:
+                results = measure(place, references[name], contestants, runs)
+                _tell(name, place, results)
+                seconds = {who: statistics.median(run.seconds for run in found) for who, found in results.items()}
+                spent = {who: statistics.median(run.processor for run in found) for who, found in results.items()}
+                budget = Budget(_DEBIAN, image.ratios[place != "tmpfs"])
+                table_rows.append(_row(f"pull {image.title}, {place}", "s", seconds, budget))
+                table_rows.append(_row("  processor time", "s", spent))
+            table_rows.append(_row("  memory at its peak", "MB", memory))
+    return table_rows
+
+
+def _row(work: str, unit: str, figures: dict[str, float], budget: Budget | None = None) -> Row:
+    peers = {name: figure for name, figure in figures.items() if name != "sampan"}
+    return Row(work, unit, figures["sampan"], peers, budget or Budget())
+
+
+def _tell(image: str, place: str, results: dict[str, list[Run]]) -> None:
+    """Each run, as it was: the medians alone don't say how quiet the machine is."""
+    for name, found in results.items():
+        each = " ".join(f"{run.seconds:.2f}" for run in found)
+        spent = " ".join(f"{run.processor:.2f}" for run in found)
+        load = os.getloadavg()[0]
+        print(f"  {image} {place} {name}: {each} s, processor {spent} s (load {load:.1f})", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--images", default=",".join(IMAGES))
+    parser.add_argument("--on", default=",".join(PLACES), help="file systems")
+    parser.add_argument("--newest", action="store_true", help="against containerd from the Go proxy too (needs Go)")
+    given = parser.parse_args()
+    print(table(compare(given.images.split(","), given.on.split(","), given.runs, newest=given.newest)))
 
 
 if __name__ == "__main__":
     os.umask(0o022)
-    report(measure(arguments()))
+    main()
