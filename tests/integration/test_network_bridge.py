@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import network_world
 from network_world import Machine, Place
 from sampan import network
-from sampan.errors import AlreadyExists, Exhausted, InvalidInput, NotFound, WrongState
+from sampan.errors import AlreadyExists, Exhausted, InvalidInput, NotFound, StageFailed, WrongState
 from sampan.network import Attachment, Networks, PortMapping
 
 pytestmark = pytest.mark.root
@@ -334,6 +336,26 @@ class TestFailures:
             join(nets, machine.place(), "pod")
         machine.run("ip addr del 172.16.9.1/24 dev br-dual")
         join(nets, machine.place(), "pod")
+
+    @pytest.mark.parametrize("subnet", ["192.168.77.128/25", "192.168.0.0/16", "192.168.77.0/24"])
+    def test_a_subnet_of_the_machines_own(self, machine: Machine, tmp_path: Path, subnet: str) -> None:
+        machine.neighbour()
+        nets, pod = networks(tmp_path, json.loads(json.dumps(DUAL).replace("10.123.0.0/24", subnet))), machine.place()
+        with pytest.raises(WrongState, match=r"overlaps 192\.168\.77\.0/24, which interface up0 .*another subnet"):
+            join(nets, pod, "pod")
+        assert nets.state.owners() == set()
+
+    def test_a_sysctl_that_is_missing_or_read_only(self, machine: Machine, tmp_path: Path) -> None:
+        conf = json.loads(json.dumps(DUAL))
+        conf["plugins"].append({"type": "tuning", "sysctl": {"net.ipv4.no_such_thing": "1"}})
+        with pytest.raises(StageFailed, match=r"net/ipv4/no_such_thing=1.*this kernel lacks it"):
+            join(networks(tmp_path, conf), machine.place(), "pod")
+        program = 'from sampan.network.netns import set_sysctl; set_sysctl("net/ipv4/ip_forward", "1")'
+        read_only = "mount -o bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys"
+        script = f"{read_only} && {sys.executable} -c '{program}'"
+        machine.run("sysctl -qw net.ipv4.ip_forward=0")
+        done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False)
+        assert "sysctl -w net.ipv4.ip_forward=1" in done.stderr
 
     def test_a_bridge_that_is_no_bridge(self, machine: Machine, tmp_path: Path) -> None:
         machine.run("ip link add br-dual type veth peer name zz")

@@ -20,6 +20,8 @@ MADE_BRIDGE = "bridge/"
 MADE_LINK = "link/"
 
 _TRIES = 5
+#: On an interface with a smaller one the kernel has no IPv6, which then can't be told to keep silent.
+_MIN_MTU_OF_IPV6 = 1280
 
 
 def ipam_type(call: Call) -> str:
@@ -122,7 +124,8 @@ def make_pair(call: Call, *, mac: bytes, mtu: int, master: int = 0) -> Link:
     peer = rtnetlink.veth_peer(call.ifname, session.netns, mac=mac, mtu=mtu)
     requests = [rtnetlink.add_link(name, "veth", peer, mtu=mtu, master=master, up=not master)]
     if master:
-        requests.append(rtnetlink.set_up_silent(name=name))
+        silent = not mtu or mtu >= _MIN_MTU_OF_IPV6
+        requests.append(rtnetlink.set_up_silent(name=name) if silent else rtnetlink.set_link(0, name=name, up=True))
     for attempt in range(_TRIES):
         error = next(filter(None, session.host.exchange(requests).errors), None)
         if error is None:
@@ -182,19 +185,20 @@ def make_above(call: Call, kind: str, data: bytes, lower: Link, mtu: int, mac: s
     return session.inside.link(call.ifname)
 
 
-def configure(call: Call, result: Result, index: int, *, up: bool = True, announce: bool = False) -> None:
+def configure(call: Call, result: Result, link: Link, *, up: bool = True, announce: bool = False) -> None:
     """Set the container's interface up and give it its addresses and routes, in one send.
 
     Args:
         call: The plugin's turn.
         result: What it shall have.
-        index: The interface.
+        link: The interface.
         up: Whether it is set up.
         announce: Tell the neighbours (arp_notify, ndisc_notify), whose caches may have the address elsewhere.
 
     Raises:
         StageFailed: The kernel refused one.
     """
+    index = link.index
     addresses = [_interface_of(config) for config in result.ips]
     if any(address.version == 6 for address in addresses):
         with netns.inside(call.session.netns):
@@ -205,7 +209,7 @@ def configure(call: Call, result: Result, index: int, *, up: bool = True, announ
             set_sysctl(f"net/ipv6/conf/{call.ifname}/ndisc_notify", "1", missing_ok=True)
     requests = [rtnetlink.add_address(index, a.ip.packed, a.network.prefixlen) for a in addresses]
     # Up after the addresses: that is when the kernel announces them, if it was told to.
-    requests.append(_state(index, addresses, up=up))
+    requests.append(_state(link, addresses, up=up))
     requests += [_route_request(route, result, index) for route in result.routes]
     exchange = call.session.inside.exchange(requests)
     what = [*(f"address {a}" for a in addresses), "link state", *(f"route {route.dst}" for route in result.routes)]
@@ -214,15 +218,15 @@ def configure(call: Call, result: Result, index: int, *, up: bool = True, announ
             raise StageFailed(f"set {name} of {call.ifname} of {call.owner.container}", error) from error
 
 
-def _state(index: int, addresses: list[IpInterface], *, up: bool) -> rtnetlink.Request:
+def _state(link: Link, addresses: list[IpInterface], *, up: bool) -> rtnetlink.Request:
     """Set the interface up, without IPv6's own announcements where nobody gave it an IPv6 address.
 
     A bridge floods each of them (duplicate detection, multicast reports, router solicitations) to every other port:
     with 500 pods on it that was three quarters of the time that the next one took.
     """
-    if up and addresses and all(address.version == 4 for address in addresses):
-        return rtnetlink.set_up_silent(index)
-    return rtnetlink.set_link(index, up=up)
+    if up and addresses and all(address.version == 4 for address in addresses) and link.mtu >= _MIN_MTU_OF_IPV6:
+        return rtnetlink.set_up_silent(link.index)
+    return rtnetlink.set_link(link.index, up=up)
 
 
 def add_routes(call: Call, result: Result, index: int) -> None:

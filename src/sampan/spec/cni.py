@@ -3,6 +3,7 @@
 Only what every plugin shares is here; a plugin's own configuration stands beside the plugin.
 """
 
+from ipaddress import ip_address, ip_interface
 from typing import Any
 
 import msgspec
@@ -57,6 +58,14 @@ class Route(msgspec.Struct, omit_defaults=True, kw_only=True):
     priority: int = 0
     table: int | None = None
     scope: int | None = None
+
+    def __post_init__(self) -> None:
+        # Addresses are said in their one canonical form, as Go's types do; what is none is left to who uses it.
+        try:
+            self.dst = str(ip_interface(self.dst)) if "/" in self.dst else self.dst
+            self.gw = str(ip_address(self.gw)) if self.gw else self.gw
+        except ValueError:
+            return
 
 
 class Dns(msgspec.Struct, omit_defaults=True, kw_only=True):

@@ -98,7 +98,7 @@ def add(call: Call) -> Result:
     for config in result.ips:
         config.interface = 2
     inside = session.inside.link(call.ifname)
-    interface.configure(call, result, inside.index, up=not conf.disable_container_interface)
+    interface.configure(call, result, inside, up=not conf.disable_container_interface)
     if conf.ip_masq and addresses:
         masquerade(call, addresses)
     return interface.with_dns(result, conf.dns)
@@ -160,6 +160,8 @@ def _claim_address(call: Call, conf: Conf, bridge: Link, gateway: IpInterface, o
             f"bridge {bridge.name} has the address {found}; network {call.owner.network} wants {gateway}",
             hint=f"remove it (ip addr del {found} dev {bridge.name}), set forceAddress, or name another bridge",
         )
+    if not conf.force_address:
+        _refuse_overlap(call, bridge, gateway)
     host = call.session.host
     for address in others:
         host.do(
@@ -169,6 +171,24 @@ def _claim_address(call: Call, conf: Conf, bridge: Link, gateway: IpInterface, o
         )
     request = rtnetlink.add_address(bridge.index, gateway.ip.packed, gateway.network.prefixlen)
     host.do(f"give bridge {bridge.name} the address {gateway}", request, tolerate=(errno.EEXIST,))
+
+
+def _refuse_overlap(call: Call, bridge: Link, gateway: IpInterface) -> None:
+    """Two interfaces with one subnet: packets to the machine's neighbours, or to containers, would go astray."""
+    host = call.session.host
+    for present in host.addresses():
+        if present.index == bridge.index or len(present.address) != len(gateway.ip.packed):
+            continue
+        other = ip_interface((present.address, present.prefix))
+        if other.network.prefixlen == other.max_prefixlen or other.ip.is_link_local:
+            continue
+        if other.ip in gateway.network or gateway.ip in other.network:
+            link = host.find_link(index=present.index)
+            raise WrongState(
+                f"subnet {gateway.network} of network {call.owner.network} overlaps {other.network},"
+                f" which interface {link.name if link else present.index} is on",
+                hint="give the network another subnet (or set forceAddress, if this is meant)",
+            )
 
 
 def _join(call: Call, conf: Conf, bridge: Link, mac: bytes) -> Link:

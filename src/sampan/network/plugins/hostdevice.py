@@ -48,7 +48,7 @@ def add(call: Call) -> Result:
     result.interfaces = [entry]
     for config in result.ips:
         config.interface = 0
-    interface.configure(call, result, link.index)
+    interface.configure(call, result, link)
     return interface.with_dns(result, conf.dns)
 
 

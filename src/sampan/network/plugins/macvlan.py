@@ -47,7 +47,7 @@ def add(call: Call) -> Result:
     result.interfaces = [entry]
     for config in result.ips:
         config.interface = 0
-    interface.configure(call, result, link.index, announce=True)
+    interface.configure(call, result, link, announce=True)
     return interface.with_dns(result, conf.dns)
 
 

@@ -49,7 +49,7 @@ def add(call: Call) -> Result:
     ]
     session.host.do(f"route to {call.owner.container}", *_host_side(host.index, result, addresses))
     routes, result.routes = result.routes, []
-    interface.configure(call, result, inside.index)
+    interface.configure(call, result, inside)
     session.inside.do(
         f"route {call.ifname} of {call.owner.container} through the machine",
         *_container_side(inside.index, result, addresses),
