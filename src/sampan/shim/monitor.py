@@ -14,7 +14,6 @@ import sys
 from sampan import __version__
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, TimedOut, WrongState
 from sampan.linux import process
-from sampan.shim import sockets
 from sampan.shim.container import Container, Settings
 from sampan.shim.exits import write_document
 from sampan.shim.helper import ForkingHandler
@@ -22,7 +21,7 @@ from sampan.shim.journal import Journal
 from sampan.shim.loop import Loop
 from sampan.shim.podns import PodNamespaces
 from sampan.shim.service import Service
-from sampan.wire import crilog, frames
+from sampan.wire import crilog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,16 +145,6 @@ class Monitor:
         """Serve until told to shut down."""
         write_document(f"{self._directory}/{DOCUMENT_NAME}", {"pid": os.getpid(), "start_time": _start_time()})
         self._loop.run()
-
-    def rehearse(self, service_side: _socket.socket, client_side: _socket.socket) -> None:
-        """Answer a few questions that ``client_side`` asks, then let go of everything; for the zygote."""
-        self._service.adopt(service_side)
-        for number, body in enumerate(({"op": "info"}, {"op": "start", "id": ""}, {"op": "wait", "id": ""})):
-            sockets.send(client_side, frames.encode(frames.REQUEST, number, body))
-            self._loop.run_once()
-            client_side.recv(sockets.READ_SIZE)
-        self._service.close()
-        self._loop.close()
 
     @property
     def _handler(self) -> Handler:

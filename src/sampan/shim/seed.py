@@ -21,7 +21,7 @@ from sampan.errors import InvalidInput, SampanError, StageFailed
 from sampan.linux import process, vfork
 from sampan.shim import monitor, sockets
 from sampan.shim.interpreter import SOCKET_FD
-from sampan.wire import crilog, frames, jsontext
+from sampan.wire import frames, jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,15 +47,15 @@ PRELOADED = (
 )
 
 
+#: Objects more than before, for a child to look for garbage; Python's own is 700.
+_GC_THRESHOLD = 10_000
+
 #: The bounding set of a container that asks for nothing: what its filter depends on.
 _USUAL_CAPABILITIES = (
     *("CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD"),
     *("CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID"),
     "CAP_SYS_CHROOT",
 )
-
-#: Times that the rehearsal is played: more than after which CPython 3.11 stops rewriting a function (8).
-_REHEARSALS = 12
 
 
 def main(mode: str, paths: Sequence[str]) -> NoReturn:
@@ -73,11 +73,15 @@ def main(mode: str, paths: Sequence[str]) -> NoReturn:
     sys.path.extend(paths)
     if mode == "many":
         _load()
-        rehearse()
+        from sampan.shim import rehearsal
+
+        rehearsal.prepare()
     process.set_name("sampan-zygote")
     _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
     gc.disable()
     gc.collect()
+    if mode == "many":
+        rehearsal.fill_holes()
     gc.freeze()
     _serve(_socket.socket(fileno=SOCKET_FD))
 
@@ -94,25 +98,6 @@ def _load() -> None:
         seccomp.compile_filter(seccomp_default.profile(_USUAL_CAPABILITIES))  # 18 ms; kept in memory
     except SampanError:
         pass  # without libseccomp, or seccomp: containers that want a filter say so
-
-
-def rehearse() -> None:
-    """Do a few times what every monitor does.
-
-    The interpreter writes to code that it runs for the first times (it specialises it), and to its caches. What is
-    written before the fork stays shared between all monitors; what is written after it costs each of them a page.
-    """
-    for _ in range(_REHEARSALS):
-        listener, ours = sockets.pair()
-        service_side, client_side = sockets.pair()
-        played = monitor.Monitor("", "/", listener, monitor.Options({}))
-        played.rehearse(service_side, client_side)
-        ours.close()
-        client_side.close()
-    encoder = crilog.Encoder("stdout")
-    for number in range(_REHEARSALS):
-        encoder.feed(b"a line\nand the beginning of", crilog.timestamp(number))
-        encoder.feed(b" another\n", crilog.timestamp(number))
 
 
 def _serve(connection: _socket.socket) -> NoReturn:
@@ -153,6 +138,9 @@ def _child(connection: _socket.socket, data: bytes, descriptors: list[int]) -> N
     try:
         os.setsid()
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        gc.set_threshold(
+            _GC_THRESHOLD
+        )  # a collection writes to each young object: seldom, in a process that does little
         gc.enable()
         decoder = frames.Decoder()
         decoder.feed(data, descriptors)
