@@ -28,6 +28,18 @@ PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
 #: Peer -> (package of a later release, its program, the packages of that release that it runs on).
 LATER_PEERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "crun": ("crun", "usr/bin/crun", ("libc6", "libcap2", "libseccomp2", "libsystemd0", "libyajl2")),
+    # This release's does not know Linux 6.13 and later.
+    "criu": (
+        "criu",
+        "usr/sbin/criu",
+        tuple(
+            """
+        libbsd0 libc6 libcap2 libcompel1 libdrm2 libedit2 libffi8 libgmp10 libgnutls30t64 libhogweed6t64 libidn2-0
+        libjansson4 libmd0 libmnl0 libnet1 libnettle8t64 libnftables1 libnftnl11 libnl-3-200 libp11-kit0 libprotobuf-c1
+        libtasn1-6 libtinfo6 libunistring5 libuuid1 libxtables12
+    """.split()
+        ),
+    ),
 }
 LATER_RELEASE = "trixie"
 

@@ -162,7 +162,9 @@ def main() -> int:
     if os.geteuid() != 0:
         raise SystemExit("runtime-tools: needs root")
     chosen = os.environ.get("RUNTIME", "")
-    binary = shutil.which(chosen or str(ROOT / ".venv" / "bin" / "sampan-runtime"))
+    binary = shutil.which(
+        os.path.abspath(chosen) if "/" in chosen else chosen or str(ROOT / ".venv/bin/sampan-runtime")
+    )
     if binary is None:
         raise SystemExit(f"runtime-tools: no such runtime: {chosen or 'sampan-runtime'}")
     folder = go_programs.build("runtime-tools")

@@ -47,7 +47,7 @@ _GLOBAL = (
     Option("log", VALUE, "file to append the log to (default: standard error)"),
     Option("log-format", VALUE, "text (default) or json"),
     Option("root", VALUE, "directory of the containers' state, best on a tmpfs"),
-    Option("criu", VALUE, "ignored; criu is found in PATH"),
+    Option("criu", VALUE, "path of criu (default: found in PATH)"),
     Option("systemd-cgroup", FLAG, "let systemd make cgroups; cgroupsPath is then slice:prefix:name"),
     Option("rootless", VALUE, "true, false or auto; accepted for runc's sake, it is found out"),
     Option("trace", FLAG, "print each step and its time to standard error"),
@@ -63,7 +63,7 @@ class Context:
         parsed: The global options.
     """
 
-    __slots__ = ("debug", "log", "log_json", "root", "systemd", "trace", "trace_file")
+    __slots__ = ("criu", "debug", "log", "log_json", "root", "systemd", "trace", "trace_file")
 
     def __init__(self, parsed: Parsed) -> None:
         self.debug = parsed.flag("debug")
@@ -74,6 +74,7 @@ class Context:
         self.log_json = form == "json"
         self.root = parsed.value("root") or default_root()
         self.systemd = parsed.flag("systemd-cgroup")
+        self.criu = parsed.value("criu")
         self.trace = parsed.flag("trace")
         self.trace_file = parsed.value("trace-file")
 

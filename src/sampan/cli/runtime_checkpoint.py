@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 
 from sampan.cli.runtime import Context, container_id
-from sampan.cli.runtime_options import FLAG, VALUE, Option, Parsed
+from sampan.cli.runtime_options import FLAG, LIST, VALUE, Option, Parsed
 from sampan.errors import Unsupported
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sampan.runtime.checkpoint import Options as CheckpointOptions
 
 _COMMON = (
     Option("image-path", VALUE, "directory of criu's image files"),
@@ -17,7 +21,7 @@ _COMMON = (
     Option("lazy-pages", FLAG, "copy memory when it is touched"),
     Option("file-locks", FLAG, "handle file locks"),
     Option("manage-cgroups-mode", VALUE, "soft, full, strict or ignore"),
-    Option("empty-ns", VALUE, "make a namespace, but don't restore what is in it"),
+    Option("empty-ns", LIST, "make a namespace, but don't restore what is in it"),
     Option("auto-dedup", FLAG, "drop pages of parent images"),
 )
 OPTIONS = {
@@ -43,19 +47,73 @@ OPTIONS = {
 }
 
 
+#: What only criu's RPC, or a server beside it, could serve.
+_REFUSED = ("lazy-pages", "status-fd", "page-server", "console-socket")
+
+
 def command_checkpoint(context: Context, parsed: Parsed) -> int:
-    """Refuse, with the reason."""
-    context.handler().state(container_id(parsed))
-    raise _refusal("checkpoint")
+    """Write a container's state into files; without --leave-running or --pre-dump the container is gone then."""
+    name = container_id(parsed)
+    handler = context.handler()
+    handler.state(name)
+    options = _options(context, parsed)
+    options.parent_path = parsed.value("parent-path")
+    options.leave_running = parsed.flag("leave-running")
+    options.pre_dump = parsed.flag("pre-dump")
+    handler.checkpoint(name, options)
+    if not (options.leave_running or options.pre_dump):
+        handler.delete(name, force=True)
+    return 0
 
 
-def command_restore(_: Context, parsed: Parsed) -> int:
-    """Refuse, with the reason."""
-    container_id(parsed)
-    raise _refusal("restore")
+def command_restore(context: Context, parsed: Parsed) -> int:
+    """Make a container from files; in the foreground the exit code is its program's."""
+    from sampan.cli.runtime_create import write_pid_file
+    from sampan.runtime.options import Options
+    from sampan.runtime.handler import Stdio
+
+    name = container_id(parsed)
+    handler = context.handler()
+    restored = _options(context, parsed)
+    restored.lsm_profile = parsed.value("lsm-profile")
+    restored.lsm_mount_context = parsed.value("lsm-mount-context")
+    detach = parsed.flag("detach")
+    if not detach and not parsed.flag("no-subreaper"):
+        from sampan.linux.process import become_subreaper
+
+        become_subreaper()
+    bundle = parsed.value("bundle") or os.getcwd()
+    options = Options(systemd_cgroup=context.systemd, no_pivot=parsed.flag("no-pivot"))
+    created = handler.restore(name, bundle, Stdio.inherit(), restored, options=options)
+    try:
+        write_pid_file(parsed.value("pid-file"), created.pid)
+        if detach:
+            return 0
+        from sampan.cli.runtime_foreground import Foreground
+
+        code = Foreground(created).wait()
+    except BaseException:
+        handler.delete(name, force=True)
+        raise
+    handler.delete(name, force=True)
+    return code
 
 
-def _refusal(what: str) -> Unsupported:
-    if not any(os.access(f"{path}/criu", os.X_OK) for path in os.environ.get("PATH", "").split(":") if path):
-        return Unsupported(f"{what} needs criu, which is not installed", hint="install criu")
-    return Unsupported(f"{what} is not implemented in this version")
+def _options(context: Context, parsed: Parsed) -> CheckpointOptions:
+    for name in _REFUSED:
+        if parsed.given(name):
+            raise Unsupported(f"--{name} is not supported", hint="checkpoint without it")
+    from sampan.runtime import checkpoint
+
+    return checkpoint.Options(
+        parsed.value("image-path") or "checkpoint",
+        work_path=parsed.value("work-path"),
+        tcp_established=parsed.flag("tcp-established"),
+        ext_unix_sk=parsed.flag("ext-unix-sk"),
+        shell_job=parsed.flag("shell-job"),
+        file_locks=parsed.flag("file-locks"),
+        auto_dedup=parsed.flag("auto-dedup"),
+        manage_cgroups=parsed.value("manage-cgroups-mode"),
+        empty_ns=tuple(parsed.list("empty-ns")),
+        criu=context.criu,
+    )

@@ -13,8 +13,9 @@ from sampan.cgroup import open_group
 from sampan.errors import InvalidInput, NotFound, SampanError, StageFailed, WrongState
 from sampan.linux.process import pidfd_open, pidfd_send_signal
 from sampan.runtime import trace
+from sampan.runtime.handler import Created
 from sampan.runtime.options import Options
-from sampan.runtime.state import StateDir, document, loads, start_time
+from sampan.runtime.state import StateDir, document, dumps, loads, start_time
 from sampan.spec.runtime_config import validate, validate_resources
 
 TYPE_CHECKING = False
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sampan.cgroup import Group
-    from sampan.runtime.handler import Created, Stdio
+    from sampan.runtime.checkpoint import Options as CheckpointOptions
+    from sampan.runtime.handler import Stdio
 
 _LARGEST_CONFIG = 16 << 20
 _START_TIMEOUT_MS = 60_000
@@ -194,6 +196,69 @@ class NativeHandler:
         self._run_hooks(directory, record, "poststop", "stopped")
         trace.step("remove state directory", directory.path)
         directory.remove()
+
+    def checkpoint(self, container_id: str, options: CheckpointOptions) -> None:
+        """Write a running container's state into files, through criu; it has stopped then, unless it is to go on.
+
+        Raises:
+            WrongState: It is not running.
+            Unsupported: There is no criu that works here, or the container has what can't be carried over.
+            StageFailed: criu failed, and the container goes on.
+        """
+        from sampan.runtime import checkpoint
+
+        directory = StateDir(self.root, container_id)
+        checkpoint.dump(directory, directory.load(), options)
+
+    def restore(
+        self,
+        container_id: str,
+        bundle: str,
+        stdio: Stdio,
+        restored: CheckpointOptions,
+        *,
+        config: dict[str, Any] | None = None,
+        options: Options | None = None,
+    ) -> Created:
+        """Make a container from files that :meth:`checkpoint` wrote; it runs, and its init is a child of the caller.
+
+        Raises:
+            AlreadyExists: The name is taken.
+            Unsupported: There is no criu that works here.
+            StageFailed: criu failed; nothing is left.
+        """
+        from sampan.runtime import checkpoint
+
+        directory = StateDir(self.root, container_id)
+        bundle = os.path.abspath(bundle)
+        checked = validate(read_config(f"{bundle}/config.json") if config is None else config)
+        if options is None:
+            options = Options(systemd_cgroup=self.systemd_cgroup)
+        from sampan.runtime.create import Creation
+
+        record = Creation(directory, bundle, checked, stdio, options).record
+        directory.make()
+        group = self._group(record)
+        try:
+            directory.store(record)
+            directory.write("config.json", dumps(checked))
+            resources = (checked.get("linux") or {}).get("resources") or {}
+            trace.step("make cgroup", group.path)
+            group.create()
+            group.set(resources)
+            group.set_devices(resources.get("devices") or [])
+            record["pid"], record["start"] = checkpoint.restore(directory, record, checked, stdio, restored)
+            directory.store(record)
+        except BaseException as error:
+            stage, path = trace.stage, trace.path
+            if group.exists():
+                group.kill()
+                group.remove()
+            directory.remove()
+            if isinstance(error, OSError):
+                raise StageFailed(stage, error, path=path) from error
+            raise
+        return Created(record["pid"])
 
     def pause(self, container_id: str) -> None:
         """Freeze a running or created container."""
