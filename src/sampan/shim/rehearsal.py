@@ -98,9 +98,9 @@ def _watch() -> dict[CodeType, None]:
 def regroup(seen: dict[CodeType, None]) -> None:
     """Give the functions of ``seen`` copies of their code, allocated one after the other."""
     functions: dict[CodeType, list[FunctionType]] = {}
-    one: Any
+    kind: Any = type(regroup)
     for one in gc.get_objects():
-        if type(one) is type(regroup) and one.__code__ in seen:
+        if isinstance(one, kind) and one.__code__ in seen:
             functions.setdefault(one.__code__, []).append(one)
     for code in seen:
         if code in functions:
