@@ -10,7 +10,7 @@ from sampan.cri import api_pb2 as pb
 from sampan.cri import common_requests, container_messages, container_requests, fields, lists
 from sampan.engine.engine import Engine
 from sampan.engine.model import ContainerRecord, ImageRecord
-from sampan.errors import InvalidInput, NotFound, Unsupported
+from sampan.errors import InvalidInput, NotFound
 
 _STATES = {
     pb.CONTAINER_CREATED: "created",
@@ -156,7 +156,9 @@ class Containers:
     def checkpoint_container(
         self, request: pb.CheckpointContainerRequest, _context: grpc.ServicerContext
     ) -> pb.CheckpointContainerResponse:
-        """Refused: no checkpoint is written yet."""
-        self._engine.containers.get(fields.identifier(request.container_id, "container_id"))
-        fields.absolute(request.location, "location", required=True)
-        raise Unsupported("checkpoint: this build cannot write checkpoints")
+        """Write a checkpoint to a file; the container runs on."""
+        container_id = fields.identifier(request.container_id, "container_id")
+        location = fields.absolute(request.location, "location", required=True)
+        timeout = fields.between(request.timeout, 0, _LONGEST, "timeout")
+        self._engine.containers.checkpoint(container_id, location, float(timeout))
+        return pb.CheckpointContainerResponse()

@@ -325,6 +325,12 @@ class Containers:
         group = open_group(record.cgroup_path, systemd=self._engine.config.cgroup_driver == "systemd")
         return look(group.pids())
 
+    def checkpoint(self, container_id: str, location: str, timeout: float = 0) -> None:
+        """Write a checkpoint of a running container, which runs on, to a file; see :mod:`sampan.engine.checkpoints`."""
+        from sampan.engine.checkpoints import checkpoint
+
+        checkpoint(self._engine, self.running(container_id), location, timeout)
+
     def exec_sync(self, container_id: str, command: Sequence[str], timeout: float = 0) -> "ExecResult":
         """Run a command in the container and collect what it prints.
 
