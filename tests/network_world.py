@@ -8,13 +8,15 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sampan.linux.namespaces import CLONE_NEWNET, setns, unshare
-from sampan.network import Networks
+from sampan.network import Networks, plugins
 from sampan.network.netns import inside
 
 _SECONDS = 3
@@ -182,6 +184,24 @@ def kernel_has(*commands: str) -> bool:
     except (AssertionError, PermissionError):
         return False
     return True
+
+
+def executables(folder: Path) -> Path:
+    """A directory of plugins, as an administrator would make one for another runtime."""
+    target = folder / "bin"
+    target.mkdir(exist_ok=True)
+    source = Path(__file__).parents[1] / "src"
+    program = target / "sampan-cni"
+    program.write_text(
+        f"#!{sys.executable}\nimport os, sys\nsys.path.insert(0, {str(source)!r})\n"
+        f"os.environ['SAMPAN_CNI_STATE'] = {str(folder / 'executable-state')!r}\n"
+        "from sampan.cli.cni import main\nsys.exit(main())\n"
+    )
+    program.chmod(0o755)
+    for kind in plugins.TYPES:
+        if not (target / kind).exists():
+            (target / kind).symlink_to("sampan-cni")
+    return target
 
 
 def nft_elements(place: Place, nets: Networks, family: str = "inet") -> dict[str, int]:

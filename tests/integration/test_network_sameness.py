@@ -9,7 +9,6 @@ import json
 import os
 import re
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ import network_world
 from network_world import Machine, Place
 from sampan import network
 from sampan.errors import InvalidInput, SampanError, Unsupported, WrongState
-from sampan.network import Attachment, Bandwidth, Networks, PortMapping, plugins
+from sampan.network import Attachment, Bandwidth, Networks, PortMapping
 
 pytestmark = [
     pytest.mark.root,
@@ -208,9 +207,9 @@ CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
 }
 
 NEEDS = {
-    "bridge, vlan": ("ip link add b type bridge vlan_filtering 1",),
-    "bridge, vlan without gateway": ("ip link add b type bridge vlan_filtering 1",),
-    "vlan": ("ip link add a type veth peer name b", "ip link add link a name v type vlan id 5"),
+    "bridge, vlan": ("ip link add probe0 type bridge vlan_filtering 1",),
+    "bridge, vlan without gateway": ("ip link add probe0 type bridge vlan_filtering 1",),
+    "vlan": ("ip link add probe0 type veth peer name probe1", "ip link add link probe0 name probe2 type vlan id 5"),
 }
 
 #: Where the CHECK of version 1.1.1 of the Go plugins fails on what its own ADD made.
@@ -233,7 +232,7 @@ def load(folder: Path, chain: list[dict[str, Any]], *, how: str, version: str = 
     conf.mkdir(exist_ok=True)
     bin_dir = "/usr/lib/cni"
     if how == "executable":
-        bin_dir = str(executables(folder))
+        bin_dir = str(network_world.executables(folder))
     for plugin in chain:
         if how != "in process":
             plugin["sampan"] = "external"
@@ -244,24 +243,6 @@ def load(folder: Path, chain: list[dict[str, Any]], *, how: str, version: str = 
     document = {"cniVersion": version, "name": "same", "plugins": chain}
     (conf / "10-same.conflist").write_text(json.dumps(document))
     return network.load(str(conf), state_dir=str(folder / "state"), bin_dirs=(bin_dir,))
-
-
-def executables(folder: Path) -> Path:
-    """A directory of plugins, as an administrator would make one for another runtime."""
-    target = folder / "bin"
-    target.mkdir(exist_ok=True)
-    source = Path(__file__).parents[2] / "src"
-    program = target / "sampan-cni"
-    program.write_text(
-        f"#!{sys.executable}\nimport os, sys\nsys.path.insert(0, {str(source)!r})\n"
-        f"os.environ['SAMPAN_CNI_STATE'] = {str(folder / 'executable-state')!r}\n"
-        "from sampan.cli.cni import main\nsys.exit(main())\n"
-    )
-    program.chmod(0o755)
-    for kind in plugins.TYPES:
-        if not (target / kind).exists():
-            (target / kind).symlink_to("sampan-cni")
-    return target
 
 
 def normal(text: str, machine: Machine, pod: Place) -> str:
@@ -512,7 +493,7 @@ def _seconds(sender: Place, receiver: Place, address: str, size: int) -> float:
 
 
 @pytest.mark.skipif(
-    not network_world.kernel_has("ip link add b type bridge vlan_filtering 1"),
+    not network_world.kernel_has("ip link add probe0 type bridge vlan_filtering 1"),
     reason="this kernel's bridges know no VLANs",
 )
 class TestVlans:
@@ -569,7 +550,8 @@ class TestVlans:
 
 
 @pytest.mark.skipif(
-    network_world.kernel_has("ip link add b type bridge vlan_filtering 1"), reason="this kernel's bridges know VLANs"
+    network_world.kernel_has("ip link add probe0 type bridge vlan_filtering 1"),
+    reason="this kernel's bridges know VLANs",
 )
 def test_a_kernel_without_vlans_on_bridges_is_named(machine: Machine, tmp_path: Path) -> None:
     nets = load(tmp_path, [{"type": "bridge", "bridge": "br0", "vlan": 5, "ipam": SUBNET}], how="in process")
