@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -359,7 +359,15 @@ class FaultRegistry(RegistryServer):
 class TokenServer:
     """A token server; counts what it was asked, and lets in one user."""
 
-    def __init__(self, user: str = "", password: str = "", refresh: str = "") -> None:
+    def __init__(
+        self,
+        user: str = "",
+        password: str = "",
+        refresh: str = "",
+        *,
+        issue: Callable[[list[str]], str] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.asked: list[dict[str, list[str]]] = []
         self.authorizations: list[str] = []
         self.valid: set[str] = set()
@@ -382,7 +390,8 @@ class TokenServer:
 
             def _give(self, form: dict[str, list[str]], admitted: bool) -> None:
                 outer.asked.append(form)
-                token = f"token-{len(outer.asked)}"
+                scopes = [scope for value in form.get("scope", []) for scope in value.split()]
+                token = issue(scopes) if issue else f"token-{len(outer.asked)}"
                 if admitted:
                     outer.valid.add(token)
                 body = json.dumps({"token": token, "expires_in": outer.lifetime} if admitted else {}).encode()
@@ -396,7 +405,9 @@ class TokenServer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/token"
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._server.server_address[1]}/token"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 
@@ -443,7 +454,11 @@ def free_port() -> int:
 
 @contextmanager
 def docker_registry(
-    folder: Path, *, htpasswd: bool = False, certificate: tuple[Path, Path] | None = None
+    folder: Path,
+    *,
+    htpasswd: bool = False,
+    certificate: tuple[Path, Path] | None = None,
+    token: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
     """Run Debian's docker-registry; gives ``127.0.0.1:port``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -460,6 +475,8 @@ def docker_registry(
         if htpasswd:
             (folder / "htpasswd").write_text(HTPASSWD)
             lines.append(f"auth: {{htpasswd: {{realm: test, path: {folder}/htpasswd}}}}")
+        if token:
+            lines.append("auth: " + json.dumps({"token": dict(token)}))
         (folder / "config.yml").write_text("\n".join(lines) + "\n")
         with open(folder / "log", "wb") as log:
             child = subprocess.Popen(
@@ -487,13 +504,14 @@ def _listens(child: subprocess.Popen[bytes], port: int) -> bool:
     return False
 
 
-def make_certificates(folder: Path) -> tuple[Path, Path, Path]:
+def make_certificates(folder: Path, *, rsa: bool = False) -> tuple[Path, Path, Path]:
     """A CA, and a certificate with its key for 127.0.0.1 signed by it, by openssl(1)."""
     folder.mkdir(parents=True, exist_ok=True)
     ca, ca_key, key, request, certificate = (
         folder / name for name in ("ca.pem", "ca.key", "server.key", "server.csr", "server.pem")
     )
-    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    kind = ["rsa:2048"] if rsa else ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    new_key = ["-newkey", *kind, "-nodes"]
 
     def openssl(*arguments: str | Path) -> None:
         subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
