@@ -3,6 +3,8 @@
 import json
 import os
 import shlex
+import ssl
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import oci_image
 import pytest
 from cri_daemon import Daemon, private_daemon
 from local_registry import LocalRegistry
+from stream_client import Refused, Remote
 
 from sampan.cri import api_pb2 as pb
 
@@ -35,6 +38,8 @@ class World(Daemon):
         drop_in.parent.mkdir(exist_ok=True)
         drop_in.write_text(
             f'[cri]\ncdi_spec_dirs = ["{self.folder}/cdi"]\ntimezone = "Asia/Tokyo"\n'
+            'pinned_images = ["*/demo/volumes:*"]\n'
+            f'stream_tls_cert = "{self.folder}/cert.pem"\nstream_tls_key = "{self.folder}/key.pem"\n'
             '[runtimes.sampan]\npod_annotations = ["hooks.example/*"]\n'
         )
         return found
@@ -65,6 +70,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         daemon.hidden.mkdir()
         (daemon.hidden / "file").write_text("secret\n")
         oci_image.push(image(daemon.hidden), registry.address, "demo/volumes", "1")
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        command += ["-days", "2", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
+        command += ["-keyout", str(daemon.folder / "key.pem"), "-out", str(daemon.folder / "cert.pem")]
+        subprocess.run(command, check=True, capture_output=True)
         daemon.start()
         daemon.image = pb.ImageSpec(image=f"{registry.host}/demo/volumes:1")
         daemon.images.PullImage(pb.PullImageRequest(image=daemon.image))
@@ -197,6 +206,29 @@ def test_the_time_zone_is_the_one_that_is_configured(daemon: World) -> None:
     own.write_bytes(Path("/usr/share/zoneinfo/UTC").read_bytes())
     mounts = [pb.Mount(container_path="/etc/localtime", host_path=str(own))]
     assert output(daemon, run(daemon, pod, name="d", mounts=mounts), "date -d @0 '+%H %Z'") == "00 UTC\n"
+
+
+def test_a_pinned_image_is_told_to_be(daemon: World) -> None:
+    (found,) = daemon.images.ListImages(pb.ListImagesRequest()).images
+    assert found.pinned
+    assert daemon.images.ImageStatus(pb.ImageStatusRequest(image=daemon.image)).image.pinned
+
+
+@pytest.mark.parametrize("websocket", [False, True], ids=["spdy", "websocket"])
+def test_streams_are_had_once_over_tls(daemon: World, websocket: bool) -> None:
+    container = run(daemon, run_pod(daemon))
+    request = pb.ExecRequest(container_id=container, cmd=["sh", "-c", "head -c 5"], stdin=True, stdout=True)
+    url = daemon.runtime.Exec(request).url
+    assert url.startswith("https://127.0.0.1:")
+    context = ssl.create_default_context(cafile=str(daemon.folder / "cert.pem"))
+    client = Remote(url, "stdin stdout", protocol="v5.channel.k8s.io", websocket=websocket, context=context)
+    client.send("stdin", b"hello")
+    assert client.outcome()["status"] == "Success"
+    assert bytes(client.received["stdout"]) == b"hello"
+    with pytest.raises(Refused):
+        Remote(url, "stdin stdout", protocol="v5.channel.k8s.io", websocket=websocket, context=context)
+    with pytest.raises((Refused, OSError)):
+        Remote(daemon.runtime.Exec(request).url, "stdin stdout", websocket=websocket)
 
 
 def test_a_pods_memory_limit_under_usage_is_refused(daemon: World) -> None:

@@ -1,5 +1,6 @@
 """Requests made up from the interface's descriptor, for every call: no fault of ours, one line, no damage."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import grpc
 import oci_image
 import pytest
 import test_images
+from cri_checks import left_at_last
 from cri_daemon import Daemon, private_daemon
 from hypothesis import HealthCheck, given, settings
 from local_registry import LocalRegistry
@@ -121,6 +123,35 @@ def test_a_container_with_one_strange_field_starts_or_leaves_nothing(world: Worl
 
     wanted = pb.ContainerFilter(pod_sandbox_id=world.pod_id)
     send()
+
+
+def held(daemon: Daemon) -> list[str]:
+    """Descriptors of the daemon that lead to pods, processes or files that are gone, and how many sockets there are."""
+    assert daemon.process is not None
+    folder = f"/proc/{daemon.process.pid}/fd"
+    links = []
+    for name in os.listdir(folder):
+        try:
+            links.append(os.readlink(f"{folder}/{name}"))
+        except FileNotFoundError:
+            continue
+    wrong = [link for link in links if "/pods/" in link or "pidfd" in link or link.endswith("(deleted)")]
+    return wrong + (["sockets"] if sum(link.startswith("socket:") for link in links) > 40 else [])
+
+
+def test_nothing_is_left(world: World) -> None:
+    daemon = world.daemon
+    daemon.seen = os.listdir(daemon.folder / "state" / "pods")  # type: ignore[attr-defined]
+    assert held(daemon) == []
+    daemon.remove_pods()
+    assert left_at_last(daemon) == []
+    assert held(daemon) == []
+    for folder in ("root/volumes", "root/checkpoints", "state/locks"):
+        path = daemon.folder / folder
+        assert not path.exists() or os.listdir(path) == []
+    # It is as good as new: a pod lives and goes.
+    answer = daemon.runtime.RunPodSandbox(world.pod("last"))
+    daemon.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=answer.pod_sandbox_id))
 
 
 def test_nothing_unforeseen_is_in_the_log(world: World) -> None:

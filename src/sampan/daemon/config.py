@@ -39,6 +39,7 @@ class CriConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shm_size: int = 64 << 20
     cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
     timezone: str = ""
+    pinned_images: tuple[str, ...] = ()
 
 
 class RuntimeConfig(HandlerConfig, frozen=True, forbid_unknown_fields=True):
@@ -100,6 +101,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             shm_size=self.cri.shm_size,
             cdi_spec_dirs=self.cri.cdi_spec_dirs,
             timezone=self.cri.timezone,
+            pinned_images=self.cri.pinned_images,
             unset_seccomp=self.cri.unset_seccomp,
         )
 

@@ -44,6 +44,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     #: Template of the conflist that the kubelet's pod CIDR fills; empty: the CIDR is the built-in network's.
     cni_conf_template: str = ""
     registry_config_dirs: tuple[str, ...] = ("/etc/sampan/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d")
+    #: Names of images, with ``*`` for any text, that a kubelet is told not to collect.
+    pinned_images: tuple[str, ...] = ()
     #: Where devices are described that containers ask for by CDI names; a later folder's word counts more.
     cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
     cgroup_driver: Literal["cgroupfs", "systemd"] = "cgroupfs"

@@ -3,8 +3,9 @@
 import builtins
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -303,9 +304,14 @@ class Images:
             repo_digests=tuple(digests),
             size=content.size,
             user=(config.user or "") if config else "",
-            pinned=pinned,
+            pinned=pinned or self._is_pinned(tags, digests),
             created_at=created,
         )
+
+    def _is_pinned(self, *names: Iterable[str]) -> bool:
+        """Whether the configuration keeps an image of these names from the kubelet's garbage collection."""
+        patterns = self._engine.config.pinned_images
+        return any(fnmatchcase(name, pattern) for each in names for name in each for pattern in patterns)
 
     def remove(self, reference: str) -> None:
         """Remove every name of the image, and what nothing else needs.
