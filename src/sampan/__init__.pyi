@@ -10,12 +10,18 @@ from sampan.engine.model import PortMapping as PortMapping
 from sampan.engine.model import Resources as Resources
 from sampan.engine.model import Security as Security
 from sampan.errors import SampanError as SampanError
+from sampan.image.model import Image as Image
+from sampan.image.model import Index as Index
+from sampan.image.model import Layer as Layer
 
 __all__ = [
     "ContainerSpec",
     "Engine",
     "EngineConfig",
     "HandlerConfig",
+    "Image",
+    "Index",
+    "Layer",
     "Metadata",
     "Mount",
     "Namespaces",

@@ -180,6 +180,10 @@ class ImageIndex:
         return chosen.select(platform) if isinstance(chosen, ImageIndex) else chosen
 
 
+#: The short name, beside :class:`Image` and :class:`Layer`; :class:`sampan.spec.image.Index` is the document.
+Index = ImageIndex
+
+
 def at(blobs: Blobs, descriptor: Descriptor) -> Image | ImageIndex:
     """What a descriptor leads to."""
     if descriptor.media_type in INDEX_TYPES:

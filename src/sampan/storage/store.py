@@ -81,7 +81,7 @@ class Store:
         if chosen and wanted and chosen != wanted:
             raise InvalidInput(f"{self.root} was made with {chosen}", field="snapshotter", hint="use another root")
         if name != "native":
-            overlay = OverlaySnapshotter(root, self.database, userxattr=os.geteuid() != 0)
+            overlay = OverlaySnapshotter(root, self.database, userxattr=_is_rootless())
             try:
                 if not chosen:
                     overlay.check()
@@ -179,6 +179,14 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _is_rootless() -> bool:
+    """Whether ``trusted.`` attributes are out of reach: no root, or a user namespace's (user_namespaces(7))."""
+    if os.geteuid() != 0:
+        return True
+    with open("/proc/self/uid_map") as file:
+        return file.read().split() != ["0", "0", "4294967295"]
 
 
 def _make_directory(path: str, mode: int) -> None:

@@ -132,3 +132,17 @@ def test_tarfile_reads_what_is_written() -> None:
     data = archive("a", "d" * 120, "é")
     with tarfile.open(fileobj=io.BytesIO(data)) as found:
         assert found.getnames() == ["a", "d" * 120, "é"]
+
+
+def test_the_example_of_the_documentation_runs(image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    layout.write(Layout("images", create=True), model.append_layer(image, archive("x")), "base")
+    text = (Path(__file__).parents[3] / "docs/python.md").read_text()
+    example = text.partition("## Images as values")[2].partition("```python\n")[2].partition("```")[0]
+    names: dict[str, object] = {}
+    exec(example, names)
+    assert names["faults"] == []
+    changed = Layout("images").get("changed")
+    assert isinstance(changed, Image)
+    assert changed.config.author == "me"
+    assert len(changed.layers) == len(image.layers) + 2

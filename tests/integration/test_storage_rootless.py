@@ -1,0 +1,88 @@
+"""Snapshots in a user namespace, where overlayfs keeps its marks in `user.` attributes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.root
+
+_OUTSIDE = 300_000
+_SCRIPT = """
+import io, os, sys, tarfile
+from sampan.linux.namespaces import CLONE_NEWNS, CLONE_NEWUSER, unshare
+unshare(CLONE_NEWUSER | CLONE_NEWNS)
+print("ready", flush=True)
+sys.stdin.readline()
+os.setgroups([])
+os.setgid(0)
+os.setuid(0)
+from sampan.image import model
+from sampan.storage.mount import attach, detach
+from sampan.storage.store import Store
+from sampan.storage.transfer import put_image
+from sampan.storage.unpack import unpack
+
+def archive(*members):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, owner in members:
+            info = tarfile.TarInfo(name)
+            if name.endswith("/"):
+                info.type, info.mode = tarfile.DIRTYPE, 0o755
+            info.uid = info.gid = owner
+            tar.addfile(info)
+    return out.getvalue()
+
+image = model.empty()
+image = model.append_layer(image, archive(("a/", 0), ("a/gone", 0), ("b/", 7), ("b/hidden", 7), ("keep", 1000)))
+image = model.append_layer(image, archive(("a/.wh.gone", 0), ("b/", 7), ("b/.wh..wh..opq", 0), ("b/new", 8)))
+root = sys.argv[1]
+with Store(root + "/store", snapshotter="overlayfs") as store:
+    name = unpack(store, put_image(store, image))
+    mounts = store.snapshots.prepare("top", name)
+    print("userxattr" in mounts[0]["options"])
+    os.mkdir(root + "/mnt")
+    attach(mounts, root + "/mnt")
+    try:
+        os.unlink(root + "/mnt/keep")
+        for folder, folders, files in os.walk(root + "/mnt"):
+            for entry in sorted([*folders, *files]):
+                status = os.lstat(os.path.join(folder, entry))
+                print(os.path.relpath(os.path.join(folder, entry), root + "/mnt"), status.st_uid)
+    finally:
+        detach(root + "/mnt")
+    top = store.snapshots.stat(name)
+    print(os.getxattr(top.directory + "/fs/b", "user.overlay.opaque"))
+"""
+
+
+def test_overlays_in_a_user_namespace(tmp_path: Path) -> None:
+    folder = tmp_path / "rootless"
+    folder.mkdir()
+    os.chown(folder, _OUTSIDE, _OUTSIDE)
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_uid == 0 and not parent.stat().st_mode & 0o001:
+            parent.chmod(parent.stat().st_mode | 0o111)
+    command = [sys.executable, "-c", _SCRIPT, str(folder)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        for kind in ("uid_map", "gid_map"):
+            Path(f"/proc/{process.pid}/{kind}").write_text(f"0 {_OUTSIDE} 65536\n")
+        told, complaint = process.communicate("go\n", timeout=60)
+    assert process.returncode == 0, complaint
+    assert told.splitlines() == ["True", "a 0", "b 7", "b/new 8", "b'y'"]
+    # What the namespace made is owned by whom it is mapped to.
+    assert {path.lstat().st_uid for path in folder.rglob("*")} == {
+        _OUTSIDE,
+        _OUTSIDE + 7,
+        _OUTSIDE + 8,
+        _OUTSIDE + 1000,
+    }
