@@ -1,6 +1,7 @@
 """What containers are given over CRI: image volumes, CDI devices, a time zone, limits; and why they ended."""
 
 import json
+import os
 import shlex
 import ssl
 import subprocess
@@ -63,7 +64,7 @@ def image(hidden: Path) -> oci_image.Image:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with (
         LocalRegistry(tmp_path_factory.mktemp("registry") / "data") as registry,
-        private_daemon("sampancri9", "10.89.81.0/24", World) as daemon,
+        private_daemon("sampancri9", "10.89.91.0/24", World) as daemon,
     ):
         daemon.hidden = daemon.folder / "hidden"
         daemon.hidden.mkdir()
@@ -205,6 +206,15 @@ def test_the_time_zone_is_the_one_that_is_configured(daemon: World) -> None:
     own.write_bytes(Path("/usr/share/zoneinfo/UTC").read_bytes())
     mounts = [pb.Mount(container_path="/etc/localtime", host_path=str(own))]
     assert output(daemon, run(daemon, pod, name="d", mounts=mounts), "date -d @0 '+%H %Z'") == "00 UTC\n"
+
+
+def test_labels_have_no_effect_where_there_is_no_selinux(daemon: World) -> None:
+    if os.path.isdir("/sys/fs/selinux/booleans"):
+        pytest.skip("SELinux runs here")
+    options = pb.SELinuxOption(type="container_t", level="s0:c1,c2")
+    security = pb.LinuxContainerSecurityContext(selinux_options=options)
+    container = run(daemon, run_pod(daemon), linux=pb.LinuxContainerConfig(security_context=security))
+    assert output(daemon, container, "id -u") == "0\n"
 
 
 def test_a_pinned_image_is_told_to_be(daemon: World) -> None:

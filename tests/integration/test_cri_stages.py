@@ -147,7 +147,7 @@ class Doomed(Daemon):
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doomed]:
     with (
         LocalRegistry(tmp_path_factory.mktemp("registry") / "data") as registry,
-        private_daemon("sampancri8", "10.89.80.0/24", Doomed) as server,
+        private_daemon("sampancri8", "10.89.90.0/24", Doomed) as server,
     ):
         server.registry = registry
         yield server

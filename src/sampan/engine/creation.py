@@ -3,10 +3,10 @@
 import json
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sampan.cgroup import mode as cgroup_mode
-from sampan.engine import cdi, oci, volumes
+from sampan.engine import cdi, oci, selinux, volumes
 from sampan.engine.model import ContainerRecord, Mount, PodRecord
 from sampan.engine.pods import cgroup_path
 from sampan.errors import InvalidInput, StageFailed
@@ -53,6 +53,7 @@ class Creation:
             record.user = (user.uid, user.gid, user.groups)
             around = self._surroundings(user)
             document = oci.build(spec, pod, config, around)
+            self._label(document)
             own = volumes.declared(config.volumes, (mount.container_path for mount in spec.mounts))
             made = volumes.make(engine.config.root, record.id, pod, f"{self._bundle}/rootfs", own)
             volumes.place(document["mounts"], [*made, *volumes.zone(engine.config.timezone, document["mounts"])])
@@ -79,6 +80,17 @@ class Creation:
                 engine.events.append("created", container_id=record.id, pod_id=pod.id)
             undo.pop_all()
         return record
+
+    def _label(self, document: dict[str, Any]) -> None:
+        """Give SELinux labels where there is SELinux, and none where there is not."""
+        security = self._record.spec.security
+        document["process"].pop("selinuxLabel", None)
+        if not selinux.enabled():
+            return
+        process, mounts = selinux.labels(security.selinux, privileged=security.privileged)
+        if process:
+            document["process"]["selinuxLabel"] = process
+            document["linux"]["mountLabel"] = mounts
 
     def _mount_root(self, image: "ResolvedImage | None") -> None:
         snapshots = self._engine.store.snapshots
