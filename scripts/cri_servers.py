@@ -22,6 +22,8 @@ from debian import BIN, WORK
 
 ROOT = WORK.parent
 PLUGINS = "/usr/lib/cni"
+#: How many times longer than a real machine's an emulated one's programs may take to come up.
+SLOWNESS = int(os.environ.get("MACHINE_SLOWNESS", "1"))
 
 CONTAINERD_CONFIG = """\
 version = 2
@@ -168,7 +170,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment(), cwd=self.folder
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 30 * SLOWNESS
         while not self._accepts():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 tail = self.log.read_text(errors="replace")[-2000:]

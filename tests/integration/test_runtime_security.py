@@ -11,8 +11,9 @@ import pytest
 from runtime_bundle import Box
 
 from sampan.errors import InvalidInput, StageFailed
+from sampan.linux import apparmor
 from sampan.linux.process import F_ADD_SEALS
-from sampan.runtime import labels, stage2
+from sampan.runtime import stage2
 from sampan.runtime.handler import Stdio
 
 pytestmark = pytest.mark.root
@@ -104,7 +105,7 @@ def test_a_volume_over_the_whole_of_proc_is_no_procfs(
     _bind(box, "/proc", tmp_path / "fake")
     box.process["apparmorProfile"] = "x"
     # As if the kernel had AppArmor: it is the check on the descriptor that is tried here.
-    monkeypatch.setattr(labels, "_apparmor", lambda: True)
+    monkeypatch.setattr(apparmor, "enabled", lambda: True)
     with pytest.raises(StageFailed, match="set AppArmor profile"):
         box.create("true")
     assert (tmp_path / "fake" / "thread-self" / "attr" / "exec").read_text() == ""

@@ -5,7 +5,7 @@ import signal
 import stat
 from typing import Any, NamedTuple
 
-from sampan.engine import mounts, security
+from sampan.engine import apparmor, mounts, security
 from sampan.engine.model import ContainerSpec, Device, Namespaces, PodRecord, Resources
 from sampan.errors import InvalidInput
 from sampan.image.user import User
@@ -104,9 +104,8 @@ def _process(spec: ContainerSpec, pod: PodRecord, image: ContainerConfig, around
     }
     if spec.resources.oom_score_adj is not None:
         process["oomScoreAdj"] = spec.resources.oom_score_adj
-    apparmor = spec.security.apparmor
-    if apparmor.kind == "localhost":
-        process["apparmorProfile"] = apparmor.reference
+    if profile := apparmor.profile(spec.security):
+        process["apparmorProfile"] = profile
     selinux = spec.security.selinux
     if selinux is not None and selinux.type:
         process["selinuxLabel"] = f"{selinux.user}:{selinux.role}:{selinux.type}:{selinux.level}".rstrip(":")

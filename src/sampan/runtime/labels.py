@@ -12,10 +12,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sampan.spec.runtime_types import Process
 
+#: Sampan's own profile, which lets a process execute any file; the engine loads it.
+DEFAULT_PROFILE = "sampan-default"
+
 
 def on_exec(process: Process) -> bool:
-    """Whether a label waits for the next execve(2), which must then be the program's own."""
-    return process.get("apparmorProfile") not in (None, "", "unconfined") or bool(process.get("selinuxLabel"))
+    """Whether a label waits for the next execve(2), which must then be the program's own.
+
+    The trampoline before it would take the label on, and then need its leave to execute the program.
+    """
+    profile = process.get("apparmorProfile") or ""
+    return profile not in ("", "unconfined", DEFAULT_PROFILE) or bool(process.get("selinuxLabel"))
 
 
 def apply(process: Process) -> None:
@@ -27,7 +34,12 @@ def apply(process: Process) -> None:
     profile = process.get("apparmorProfile") or ""
     if profile not in ("", "unconfined"):
         trace.step("set AppArmor profile", profile)
-        _write(("apparmor/exec", "exec"), f"exec {profile}")
+        try:
+            _write(("apparmor/exec", "exec"), f"exec {profile}")
+        except FileNotFoundError as error:
+            if error.filename is not None:  # the file is missing, not the profile
+                raise
+            raise FileNotFoundError(2, "the kernel has no such profile", profile) from None
     label = process.get("selinuxLabel") or ""
     if label:
         trace.step("set SELinux label", label)
@@ -48,8 +60,12 @@ def check_machine(process: Process, mount_label: str) -> list[str]:
     if process.get("selinuxLabel") and not _selinux():
         raise Unsupported("process.selinuxLabel: SELinux is not enabled on this machine", hint="remove the label")
     profile = process.get("apparmorProfile") or ""
-    if profile not in ("", "unconfined") and not _apparmor():
-        raise Unsupported("process.apparmorProfile: AppArmor is not enabled on this machine", hint="remove the profile")
+    if profile not in ("", "unconfined"):
+        from sampan.linux import apparmor
+
+        if not apparmor.enabled():
+            field = "process.apparmorProfile"
+            raise Unsupported(f"{field}: AppArmor is not enabled on this machine", hint="remove the profile")
     if mount_label and not _selinux():
         return ["linux.mountLabel: SELinux is not enabled on this machine: mounts have no label"]
     return []
@@ -57,14 +73,6 @@ def check_machine(process: Process, mount_label: str) -> list[str]:
 
 def _selinux() -> bool:
     return os.path.isdir("/sys/fs/selinux/booleans")
-
-
-def _apparmor() -> bool:
-    try:
-        with open("/sys/module/apparmor/parameters/enabled", "rb") as file:
-            return file.read(1) == b"Y"
-    except OSError:
-        return False
 
 
 def mount_option(fstype: str, label: str) -> list[str]:

@@ -99,7 +99,7 @@ class NativeHandler:
             raise WrongState(f"container {container_id!r} is not created but stopped")
         if record.get("empty"):
             # The specification wants an error and does not say where: as crun has it, the container ends.
-            _kill_and_wait(record["pid"])
+            _kill_and_wait(record["pid"], self._group(record))
             os.write(2, b"sampan-runtime: process is not set: nothing was run\n")
             return
         try:
@@ -158,6 +158,9 @@ class NativeHandler:
             if pidfd < 0 or start_time(pid) != record["start"]:
                 raise WrongState(f"container {container_id!r} is not running")
             pidfd_send_signal(pidfd, signal)
+        except PermissionError as error:
+            hint = "its AppArmor profile, or another security module, lets it receive no signal from here"
+            raise StageFailed(f"signal container {container_id!r}", error, hint=hint) from error
         finally:
             if pidfd >= 0:
                 os.close(pidfd)
@@ -184,7 +187,7 @@ class NativeHandler:
             raise WrongState(f"container {container_id!r} is running", hint="stop it, or delete it with force")
         group = self._group(record)
         if alive:
-            _kill_and_wait(record["pid"])
+            _kill_and_wait(record["pid"], group)
         trace.step("remove cgroup", group.path)
         if group.exists():
             group.kill()
@@ -426,14 +429,18 @@ def _report_error(directory: StateDir, message: bytes) -> StageFailed:
     return StageFailed(f"execute {args[0]!r}", OSError(number, text))
 
 
-def _kill_and_wait(pid: int) -> None:
+def _kill_and_wait(pid: int, group: Group) -> None:
     """SIGKILL, and wait for the end: of our own child too, which stays for its parent to reap."""
     try:
         pidfd = pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
-        pidfd_send_signal(pidfd, 9)
+        try:
+            pidfd_send_signal(pidfd, 9)
+        except PermissionError:
+            # A security module's verdict on signals; where the kernel kills a whole group it asks none.
+            group.kill()
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         poll.poll(10_000)
