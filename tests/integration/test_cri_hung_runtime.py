@@ -46,7 +46,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         pytest.skip("there is no runc")
     with (
         LocalRegistry(tmp_path_factory.mktemp("registry") / "data") as registry,
-        private_daemon("sampancri7", "10.89.79.0/24") as daemon,
+        private_daemon("sampancri7", "10.89.92.0/24") as daemon,
     ):
         oci_image.push(test_images.busybox_image(Path("/bin/busybox")), registry.address, "demo/busybox", "1")
         wrapper = daemon.folder / "wrapper"
