@@ -116,30 +116,47 @@ def test_a_failure_at_any_step_of_create_leaves_nothing(box: Box, borrows: bool)
     assert _everything(box) == before
 
 
-@ways
-def test_a_failure_at_any_step_of_exec_leaves_the_container_as_it_was(box: Box, borrows: bool) -> None:
+@pytest.mark.parametrize("way", ["forks", "borrows", "steps inside"])
+def test_a_failure_at_any_step_of_exec_leaves_the_container_as_it_was(box: Box, way: str) -> None:
     _prepare(box)
+    if way == "steps inside":
+        box.process["terminal"] = False
+    options = Options(expendable=way == "borrows")
     created = box.create("sleep", "100")
     box.handler.start(box.container_id)
     process = {**box.process, "args": ["true"]}
     trace.start()
     try:
-        one = box.handler.exec(box.container_id, process, Stdio(), options=Options(expendable=borrows))
+        one = box.handler.exec(box.container_id, process, Stdio(), options=options)
         steps = list(dict.fromkeys(name for _, name, _, _, _ in trace.spans()))
     finally:
         trace._rows = None
     os.waitpid(one.pid, 0)
-    os.close(one.console)
+    if one.console >= 0:
+        os.close(one.console)
     before = _everything(box)
     for name in steps:
         if name == "container is set up":
             continue
         trace.hook = _FailAt(name)
         with pytest.raises(StageFailed, match="injected"):
-            box.handler.exec(box.container_id, process, Stdio(), options=Options(expendable=borrows))
+            box.handler.exec(box.container_id, process, Stdio(), options=options)
         trace.hook = None
         assert _everything(box) == before, name
     assert box.handler.pids(box.container_id) == [created.pid]
+    box.discard(created)
+
+
+def test_who_execs_survives_a_container_that_kills_whatever_comes(box: Box) -> None:
+    created = box.create("sh", "-c", "while :; do kill -9 -1; done")
+    box.handler.start(box.container_id)
+    process = {**box.process, "args": ["sleep", "0.01"]}
+    ends = set()
+    for _ in range(200):
+        made = box.handler.exec(box.container_id, process, Stdio())
+        ends.add(os.waitstatus_to_exitcode(os.waitpid(made.pid, 0)[1]))
+    assert ends <= {0, -signal.SIGKILL}
+    assert -signal.SIGKILL in ends
     box.discard(created)
 
 

@@ -43,6 +43,10 @@ class Joiner:
         except OSError as error:
             raise StageFailed("join cgroup", error) from error
 
+    def files(self) -> list[int]:
+        """The files: a process that writes "0" to each is in the group."""
+        return list(self._fds)
+
     def close(self) -> None:
         """Close the files; a second call does nothing."""
         fds, self._fds = self._fds, []

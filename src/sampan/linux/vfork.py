@@ -14,6 +14,10 @@ What that means for the function:
 - Killed half-way, it leaves the interpreter in a state that nobody can repair. Then the maker ends at once, with
   status :data:`ABANDONED`. So this is for processes that can be spared.
 
+:func:`spawn_inside` is for a child that others could kill. The function runs outside of their PID namespace, where they
+cannot see it; at its end a second child, their neighbour, is made, which runs nothing but those instructions: killed,
+it leaves nothing unfinished.
+
 All signals are blocked meanwhile, so that no handler of the maker runs in the child.
 """
 
@@ -24,7 +28,7 @@ import ctypes
 import os
 import sys
 
-from sampan.linux.process import CloneArgs
+from sampan.linux.process import CLONE_PARENT, CloneArgs
 from sampan.linux.syscall import X86_64, held
 
 TYPE_CHECKING = False
@@ -70,8 +74,36 @@ _PROGRAM = bytes.fromhex(
     "ff5308"            # call [rbx+8]          the function
     "ff4330"            # inc dword [rbx+48]    it returned
     "85c0"              # test eax, eax
-    "751f"              # jnz end
-    # execveat(fd, "", argv, envp, AT_EMPTY_PATH)
+    "7579"              # jnz end
+    "837b3c00"          # cmp dword [rbx+60], 0 a second child?
+    "7454"              # je execute
+    "488b33"            # mov rsi, [rbx]
+    "488dbba0000000"    # lea rdi, [rbx+160]    struct clone_args of the second
+    "b8b3010000"        # mov eax, 435
+    "0f05"              # syscall
+    "85c0"              # test eax, eax
+    "740c"              # jz second
+    "894338"            # mov [rbx+56], eax     its pid, or -errno
+    "31ff"              # xor edi, edi
+    "b8e7000000"        # mov eax, 231          exit_group
+    "0f05"              # syscall
+    # second:
+    "b870000000"        # mov eax, 112          setsid
+    "0f05"              # syscall
+    "4c8ba398000000"    # mov r12, [rbx+152]    the files to join by
+    # next: write(*r12++, "0", 1), until one is -1
+    "418b3c24"          # mov edi, [r12]
+    "85ff"              # test edi, edi
+    "781d"              # js execute
+    "488db3f8000000"    # lea rsi, [rbx+248]
+    "ba01000000"        # mov edx, 1
+    "b801000000"        # mov eax, 1
+    "0f05"              # syscall
+    "85c0"              # test eax, eax
+    "7822"              # js failed
+    "4983c404"          # add r12, 4
+    "ebdb"              # jmp next
+    # execute: execveat(fd, "", argv, envp, AT_EMPTY_PATH)
     "8b7b10"            # mov edi, [rbx+16]
     "488b7328"          # mov rsi, [rbx+40]
     "488b5318"          # mov rdx, [rbx+24]
@@ -79,6 +111,7 @@ _PROGRAM = bytes.fromhex(
     "41b800100000"      # mov r8d, 0x1000
     "b842010000"        # mov eax, 322
     "0f05"              # syscall
+    # failed:
     "894334"            # mov [rbx+52], eax     -errno
     # end:
     "bf01000000"        # mov edi, 1
@@ -97,8 +130,12 @@ class _Request(ctypes.Structure):
         ("empty", ctypes.c_char_p),
         ("returned", ctypes.c_int32),
         ("error", ctypes.c_int32),
-        ("unused", ctypes.c_uint64),
+        ("pid", ctypes.c_int32),
+        ("twice", ctypes.c_int32),
         ("clone", CloneArgs),
+        ("files", ctypes.c_void_p),
+        ("second", CloneArgs),
+        ("zero", ctypes.c_char),
     )
 
 
@@ -115,8 +152,9 @@ class Image:
 
     def __init__(self, fd: int, argv: list[str], environment: list[str]) -> None:
         self.fd = fd
-        self.argv = argv
-        self.environment = environment
+        # What can't be encoded is found out here, by who can still tell.
+        self.argv = [os.fsencode(text) for text in argv]
+        self.environment = [os.fsencode(text) for text in environment]
 
 
 _call: Any = None
@@ -148,6 +186,8 @@ def available() -> bool:
                     _entry = ctypes.PYFUNCTYPE(ctypes.c_int)(_enter)
                     _request.function = ctypes.cast(_entry, ctypes.c_void_p)
                     _request.empty = b""
+                    _request.zero = b"0"
+                    _request.second.flags = _CLONE_VM | _CLONE_VFORK | CLONE_PARENT
                     _signals.update(_signal.valid_signals())
                     _call = ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(code)
     return _call is not False
@@ -174,6 +214,37 @@ def spawn(flags: int, child: Callable[[], Image | None]) -> tuple[int, int]:
     Returns:
         The child's pid, and the errno with which it could not be executed, or 0.
     """
+    _request.twice = 0
+    pid = _spawn(flags, child)
+    return pid, -_request.error
+
+
+def spawn_inside(files: list[int], child: Callable[[], Image | None]) -> tuple[int, int]:
+    """The same for a program in the PID namespace that ``child`` chooses by setns(2), for the process made last.
+
+    Args:
+        files: The process writes "0" to each before it executes: to join control groups. They are its maker's too.
+        child: See :func:`spawn`. It is in the caller's PID namespace and control groups.
+
+    Returns:
+        The pid of the process, 0 if there is none since ``child`` gave nothing to execute; and the errno with which it
+        could not join or be executed, or 0. It is the caller's child, and leads a session.
+    """
+    numbers = (ctypes.c_int32 * (len(files) + 1))(*files, -1)
+    _request.files = ctypes.addressof(numbers)
+    _request.twice = 1
+    _request.pid = 0
+    first = _spawn(0, child)
+    try:
+        os.waitpid(first, 0)
+    except ChildProcessError:
+        pass  # the caller ignores SIGCHLD
+    if _request.pid < 0:
+        raise OSError(-_request.pid, os.strerror(-_request.pid))
+    return _request.pid, -_request.error
+
+
+def _spawn(flags: int, child: Callable[[], Image | None]) -> int:
     global _child
     clone = _request.clone
     clone.flags = flags | _CLONE_VM | _CLONE_VFORK
@@ -192,7 +263,7 @@ def spawn(flags: int, child: Callable[[], Image | None]) -> tuple[int, int]:
         _arrays.clear()
     if pid < 0:
         raise OSError(-pid, os.strerror(-pid))
-    return pid, -_request.error
+    return pid
 
 
 def _enter() -> int:
@@ -212,5 +283,5 @@ def _enter() -> int:
     return 0
 
 
-def _array(texts: list[str]) -> ctypes.Array[ctypes.c_char_p]:
-    return (ctypes.c_char_p * (len(texts) + 1))(*[os.fsencode(text) for text in texts], None)
+def _array(texts: list[bytes]) -> ctypes.Array[ctypes.c_char_p]:
+    return (ctypes.c_char_p * (len(texts) + 1))(*texts, None)

@@ -46,6 +46,48 @@ def possible(config: RuntimeConfig, program: Program) -> bool:
     )
 
 
+def possible_inside(config: RuntimeConfig, program: Program) -> bool:
+    """Whether a process can be made in a running container by a caller that must survive: see :func:`spawn_inside`."""
+    process = program.process
+    spaces = (config.get("linux") or {}).get("namespaces") or []
+    kinds = {one["type"] for one in spaces}
+    return (
+        # Of its own: another container in it may have the right to trace.
+        any(one["type"] == "pid" and not one.get("path") for one in spaces)
+        and not kinds & {"user", "time"}
+        # A filter that is loaded before the second clone might refuse it; a terminal is its session leader's; the
+        # caller would count as the user's; and affinity is set anew by joining.
+        and not (program.seccomp is not None and (program.seccomp.notify or not process.get("noNewPrivileges")))
+        and not process.get("terminal")
+        and not any(one["type"] == "RLIMIT_NPROC" for one in process.get("rlimits") or [])
+        and not process.get("execCPUAffinity")
+        # Who may trace processes in the container could read and write the caller's memory.
+        and not _may_trace(config)
+        and programs.trampoline(program) >= 0
+        and vfork.available()
+    )
+
+
+def _may_trace(config: RuntimeConfig) -> bool:
+    process = config.get("process")
+    sets = process.get("capabilities") if process else None
+    return sets is None or "CAP_SYS_PTRACE" in (sets.get("bounding") or [])
+
+
+def spawn_inside(files: list[int], program: Program, child: Callable[[], Image | None]) -> tuple[int, OSError | None]:
+    """Make a process in a running container. Nobody there can see the child while it borrows.
+
+    Args:
+        files: Files of the groups to join.
+        program: What it becomes.
+        child: Sets it up; it has the PID namespace set for its children.
+
+    Returns:
+        Its pid, 0 without one; and why its program could not be executed, if so.
+    """
+    return _lend("exec", program, lambda: vfork.spawn_inside(files, child))
+
+
 def spawn(flags: int, who: str, program: Program, child: Callable[[], Image | None]) -> tuple[int, OSError | None]:
     """Make the process; this one stands still until it executes.
 
@@ -58,12 +100,16 @@ def spawn(flags: int, who: str, program: Program, child: Callable[[], Image | No
     Returns:
         Its pid, and why its program could not be executed, if so: it is to be reaped then.
     """
+    return _lend(who, program, lambda: vfork.spawn(flags, child))
+
+
+def _lend(who: str, program: Program, make: Callable[[], tuple[int, int]]) -> tuple[int, OSError | None]:
     imports = [*sys.meta_path], [*sys.path_hooks], [*sys.path], dict(sys.path_importer_cache)
     dumpable = prctl(PR_GET_DUMPABLE)
     before = trace.lend(who)
     program.borrowing = True
     try:
-        pid, number = vfork.spawn(flags, child)
+        pid, number = make()
     finally:
         trace.lend(before)
         sys.meta_path[:], sys.path_hooks[:], sys.path[:], cache = imports

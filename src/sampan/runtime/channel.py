@@ -90,6 +90,20 @@ class Channel:
         letter, fields = marshal.loads(data)
         return letter, fields, fd
 
+    def drain(self) -> None:
+        """Forget the messages that are there."""
+        while True:
+            try:
+                data, beside, _, _ = self._end.recvmsg(
+                    _SIZE, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC | _socket.MSG_DONTWAIT
+                )
+            except OSError:
+                return
+            for _, _, content in beside:
+                os.close(int.from_bytes(content[:4], sys.byteorder))
+            if not data:
+                return
+
     def ask(self, letter: str, *fields: Any, fd: int = -1) -> None:
         """Send a message and wait until the other side has done what it asks."""
         self.send(letter, *fields, fd=fd)

@@ -72,6 +72,8 @@ class _Execution:
         self._theirs: Channel | None = None
         self._joiner: Joiner | None = None
         self._pidfd = -1
+        #: Files that the process joins by when it is inside; None if the child joins before.
+        self._inside: list[int] | None = None
 
     def run(self) -> Created:
         pid = self._record["pid"]
@@ -112,7 +114,7 @@ class _Execution:
         finally:
             theirs.close()
         adjust = self._process.get("oomScoreAdj")
-        if adjust is not None:
+        if adjust is not None and self._inside is None:
             warning = set_oom_score(launch.pid, adjust)
             if warning:
                 launch.warnings.append(warning)
@@ -130,6 +132,8 @@ class _Execution:
             flags |= ns.KINDS[kind][0]
         if "pid" not in kinds:
             self._clone_here(flags, made)
+            return
+        if self._step_inside(flags | ns.CLONE_NEWPID, made):
             return
         own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -156,6 +160,27 @@ class _Execution:
         os.close(pidfd)
         self._launch.pid = pid
 
+    def _step_inside(self, flags: int, made: Program) -> bool:
+        """Make the process without a fork, where that is possible.
+
+        False also where it failed, for a fork to find out whether it must: in the container's procfs there is no
+        /proc/self for a child that is outside, and what leads through it is missing.
+        """
+        if self._options.expendable or not borrow.possible_inside(self._config, made):
+            return False
+        trace.step("clone process")
+        assert self._launch is not None
+        self._inside = self._joiner.files() if self._joiner is not None else []
+        self._launch.pid, failure = borrow.spawn_inside(self._inside, made, lambda: self._borrow(flags, made))
+        if failure is not None:
+            raise failure
+        if self._launch.pid:
+            return True
+        self._launch.channel.drain()
+        self._inside = None
+        made.borrowing = False
+        return False
+
     def _borrow(self, flags: int, made: Program) -> Image | None:
         try:
             return self._enter(flags, made)
@@ -176,7 +201,13 @@ class _Execution:
         """In the child: enter the container, and be ready to execute the program."""
         program.isolate(made)
         scheduling.set_affinity(self._process, "initial")
-        if self._joiner is not None:
+        if self._inside is not None:
+            # Before it runs; it inherits it.
+            adjust = self._process.get("oomScoreAdj")
+            warning = set_oom_score("self", adjust) if adjust is not None else ""
+            if warning:
+                made.channel.send(talk.WARNING, warning)
+        elif self._joiner is not None:
             trace.step("join cgroup")
             self._joiner.enter()
         scheduling.set_affinity(self._process, "final")
@@ -194,7 +225,7 @@ class _Execution:
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
         root = os.open("/", _ROOT_FLAGS)
-        keep = [made.channel.fd, root, program.trampoline(made)]
+        keep = [made.channel.fd, root, program.trampoline(made), *(self._inside or ())]
         program.close_others([*keep, *range(3, 3 + made.preserve_fds)])
         if self._process.get("terminal"):
             program.open_terminal(made, root, console=False)

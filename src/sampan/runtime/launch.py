@@ -97,7 +97,7 @@ class Launch:
         self.middle = 0
 
 
-def set_oom_score(pid: int, adjust: int) -> str:
+def set_oom_score(pid: int | str, adjust: int) -> str:
     """Set how willingly the kernel kills ``pid`` for want of memory; what it refused is returned as text."""
     path = f"/proc/{pid}/oom_score_adj"
     trace.step(f"set oom_score_adj to {adjust}", path)

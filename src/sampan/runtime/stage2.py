@@ -163,7 +163,7 @@ def arguments(path: str, argv: list[str], *, fifo: int = -1, report: int = -1) -
     return [path, os.fsdecode(bytes((48 + fifo, 48 + report))), *argv]
 
 
-def execute(fd: int, argv: list[str], environment: list[str]) -> None:
+def execute(fd: int, argv: list[str] | list[bytes], environment: list[str] | list[bytes]) -> None:
     """Execute the program that ``fd`` is (fexecve(3)); raises OSError or does not return.
 
     The environment is passed as it is: it may hold a name twice, or an entry without ``=``.
@@ -178,5 +178,5 @@ def execute_path(path: str, argv: list[str], environment: list[str]) -> None:
     raise fail(path)
 
 
-def _array(texts: list[str]) -> ctypes.Array[ctypes.c_char_p]:
+def _array(texts: list[str] | list[bytes]) -> ctypes.Array[ctypes.c_char_p]:
     return (ctypes.c_char_p * (len(texts) + 1))(*[os.fsencode(text) for text in texts], None)

@@ -95,3 +95,34 @@ def test_a_thousand_leave_nothing() -> None:
         os.waitpid(pid, 0)
     os.close(program)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_second_child_joins_by_its_files_and_leads_a_session() -> None:
+    reading, writing = os.pipe()
+    joined, files = os.pipe()
+
+    def child() -> vfork.Image:
+        os.dup2(writing, 1)
+        return _shell("read -r line </proc/self/stat; echo $line")
+
+    pid, number = vfork.spawn_inside([files, files], child)
+    assert number == 0
+    assert os.waitpid(pid, 0) == (pid, 0)
+    os.close(writing)
+    fields = os.read(reading, 1000).decode().split()
+    assert [int(fields[number]) for number in (0, 3, 4, 5)] == [pid, os.getpid(), pid, pid]
+    assert os.read(joined, 10) == b"00"
+    for fd in (reading, joined, files):
+        os.close(fd)
+
+
+def test_a_second_child_that_cannot_join_says_so() -> None:
+    pid, number = vfork.spawn_inside([os.open("/dev/full", os.O_WRONLY)], lambda: _shell("exit 0"))
+    os.waitpid(pid, 0)
+    assert number == errno.ENOSPC
+
+
+def test_no_second_child_of_one_that_has_nothing_to_execute() -> None:
+    assert vfork.spawn_inside([], lambda: None) == (0, 0)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
