@@ -17,6 +17,7 @@ from network_world import Machine, Place
 from sampan import network
 from sampan.errors import AlreadyExists, Exhausted, InvalidInput, NotFound, StageFailed, WrongState
 from sampan.network import Attachment, Networks, PortMapping
+from sampan.network.netns import inside
 
 pytestmark = pytest.mark.root
 
@@ -155,6 +156,24 @@ class TestPackets:
         with pod.serve(53, kind=socket.SOCK_DGRAM):
             answer = other.ask("192.168.77.1", 5353, kind=socket.SOCK_DGRAM, source_port=4000)
         assert answer == "192.168.77.2"
+
+    def test_sctp(self, machine: Machine, tmp_path: Path) -> None:
+        nets, pod, other = networks(tmp_path, DUAL), machine.place(), machine.neighbour()
+        join(nets, pod, "pod", PortMapping(80, 8080, protocol="SCTP"))
+        assert "sctp . 8080" in machine.run(f"nft list map inet {nets.state.table} ports4")
+        try:
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+        except OSError:
+            pytest.skip("this kernel has no SCTP; the rule is there")
+        with inside(pod.fd):
+            server = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
+        with inside(other.fd):
+            client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
+        with server, client:
+            server.bind(("0.0.0.0", 80))
+            server.listen()
+            client.settimeout(10)
+            client.connect(("192.168.77.1", 8080))
 
     def test_loopback_services_are_closed_to_pods(self, machine: Machine, tmp_path: Path) -> None:
         nets, pod = networks(tmp_path, DUAL), machine.place()

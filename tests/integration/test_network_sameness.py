@@ -689,6 +689,7 @@ class TestOnlyOurs:
         ({"type": "bridge", "ipam": {"type": "host-local", "subnet": "10.0.0.1/24"}}, "host bits set"),
         ({"type": "bridge", "ipam": {"type": "host-local"}}, "neither ranges nor a subnet"),
         ({"type": "bridge", "ipam": {"type": "host-local", "subnet": "10.0.0.0/24", "gateway": "x"}}, "gateway"),
+        ({"type": "bridge", "enabledad": True}, r"plugins\[0\].*enabledad: .* not built in"),
         ({"type": "bridge", "vlan": 4095}, "vlan: 4095 is not between"),
         ({"type": "bridge", "vlan": 7, "vlanTrunk": [{"id": 8}]}, "vlanTrunk: cannot be set together with vlan"),
         ({"type": "bridge", "vlanTrunk": [{}, {"minID": 8}]}, r"vlanTrunk\[1\]: minID and maxID"),

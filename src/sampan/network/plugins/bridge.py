@@ -51,6 +51,7 @@ class Conf(msgspec.Struct, kw_only=True):
     vlan_trunk: list[vlans.Trunk] = msgspec.field(name="vlanTrunk", default_factory=list)
     preserve_default_vlan: bool = msgspec.field(name="preserveDefaultVlan", default=True)
     macspoofchk: bool = False
+    enabledad: bool = False
     port_isolation: bool = msgspec.field(name="portIsolation", default=False)
     disable_container_interface: bool = msgspec.field(name="disableContainerInterface", default=False)
     ipam: dict[str, Any] = {}
@@ -66,6 +67,8 @@ class Conf(msgspec.Struct, kw_only=True):
         self.ports  # noqa: B018 - an error before anything is done
         if self.hairpin_mode and self.promisc_mode:
             raise ValueError("hairpinMode: cannot be set together with promiscMode")
+        if self.enabledad:
+            raise ValueError('enabledad: leases make it needless, and it is not built in; add "sampan": "external"')
         self.is_gateway = self.is_gateway or self.is_default_gateway
 
     @property
