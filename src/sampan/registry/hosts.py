@@ -21,7 +21,11 @@ CAPABILITIES = frozenset({"pull", "resolve", "push"})
 DEFAULT_DIRECTORIES = ("/etc/sampan/certs.d", "/etc/containerd/certs.d")
 _HUB = "docker.io"
 _HUB_HOST = "registry-1.docker.io"
-_FIELDS = frozenset({"capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout", "proxy"})
+_FIELDS = frozenset(
+    {"capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout", "proxy"}
+    # Ours; containerd passes over fields that it doesn't know.
+    | {"read_timeout", "minimum_rate"}
+)
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -41,6 +45,9 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     client: tuple[tuple[str, str], ...] = ()
     skip_verify: bool = False
     dial_timeout: float | None = None
+    #: Seconds between two reads, and bytes a second that a body must come with; None for what holds for all hosts.
+    read_timeout: float | None = None
+    minimum_rate: int | None = None
     proxy: str = ""
     #: Whether it is the registry that the image's name says, or the ``server`` that stands for it.
     upstream: bool = False
@@ -160,8 +167,10 @@ def _options(table: dict[str, Any], where: str, file: str) -> dict[str, Any]:
         "headers": tuple(_headers(table.get("header", {}), f"{where}.header")),
         "proxy": _proxy(table.get("proxy", ""), f"{where}.proxy"),
     }
-    if "dial_timeout" in table:
-        options["dial_timeout"] = _duration(table["dial_timeout"], f"{where}.dial_timeout")
+    for field in {"dial_timeout", "read_timeout"} & set(table):
+        options[field] = _duration(table[field], f"{where}.{field}")
+    if "minimum_rate" in table:
+        options["minimum_rate"] = _rate(table["minimum_rate"], f"{where}.minimum_rate")
     if table.get("capabilities"):
         options["capabilities"] = _capabilities(table["capabilities"], f"{where}.capabilities")
     return options
@@ -214,6 +223,12 @@ def _duration(value: object, field: str) -> float:
     if not text or _DURATION_PART.sub("", text):
         raise InvalidInput('is not a duration such as "500ms" or "1m30s"', field=field)
     return sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(text))
+
+
+def _rate(value: object, field: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InvalidInput("is not a number of bytes a second", field=field)
+    return value
 
 
 def _proxy(value: object, field: str) -> str:

@@ -197,7 +197,10 @@ class Transport:
 
     def __init__(self, host: Host, limits: Limits) -> None:
         self.host = host
-        self.limits = limits
+        own = {"read": host.read_timeout, "minimum_rate": host.minimum_rate}
+        self.limits = msgspec.structs.replace(
+            limits, **{name: value for name, value in own.items() if value is not None}
+        )
         self._lock = threading.Lock()
         self._pools: dict[tuple[str, bool], urllib3.PoolManager] = {}
         self._context: ssl.SSLContext | None = None

@@ -129,6 +129,8 @@ def test_dockers_certificate_files(tmp_path: Path) -> None:
         ('[host."https://h"]\nskip_verify="yes"', "skip_verify: is not true or false"),
         ('[host."https://h"]\noverride_path=1', "override_path: is not true or false"),
         ('[host."https://h"]\ndial_timeout="soon"', "dial_timeout: is not a duration"),
+        ('[host."https://h"]\nread_timeout=5', "read_timeout: is not a duration"),
+        ('[host."https://h"]\nminimum_rate="fast"', "minimum_rate: is not a number"),
         ('[host."https://h"]\nheader={a=1}', "header.a: is neither"),
         ('[host."https://h"]\nheader={a="x\\r\\nB: c"}', "header.a: is not an HTTP header"),
         ('[host."https://h"]\nclient=[["a"]]', "client: is neither a path"),

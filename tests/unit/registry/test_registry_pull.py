@@ -240,6 +240,19 @@ def test_a_drip_is_too_slow(tmp_path: Path, store: Store, registry: FaultRegistr
     assert names(store) == []
 
 
+def test_a_host_has_its_own_patience(tmp_path: Path, store: Store, registry: FaultRegistry, image: Image) -> None:
+    registry.faults.append(Fault("drip", value=0.01))
+    host = registry.address.removeprefix("http://")
+    certs = write_hosts(tmp_path / "certs.d", host, f'server = "http://{host}"\nminimum_rate = 100000\n')
+    with pytest.raises(Unavailable, match=r"too slow: .*100000 bytes a second"):
+        fetch(store, registry, Resolver((str(certs),), (), Limits(rate_window=0.2, attempts=1)))
+    registry.faults[:] = [Fault("hang")]
+    write_hosts(certs, host, f'server = "http://{host}"\nread_timeout = "200ms"\n')
+    with pytest.raises(TimedOut, match="no answer in time"):
+        fetch(store, registry, Resolver((str(certs),), (), Limits(attempts=1)))
+    assert names(store) == []
+
+
 def test_passing_faults_are_retried(store: Store, registry: FaultRegistry, resolver: Resolver, image: Image) -> None:
     registry.faults += [
         Fault("status", "/manifests/", times=1, methods=("HEAD",), value=503),
