@@ -128,6 +128,7 @@ class Creation:
         program_ = self._program(theirs, filter_)
         work = InitWork(config, self._plan, self._mounts, program_, self._state("creating"))
         work.joiner = self._joiner
+        work.rootless = os.geteuid() != 0
         work.no_pivot = self.options.no_pivot
         work.new_keyring = self.options.new_keyring
         self._launch = launch = Launch(ours)
@@ -183,7 +184,15 @@ class Creation:
                 hint="another container is in it: give this one a linux.cgroupsPath of its own",
             )
         self._group = group
-        group.create()
+        try:
+            group.create()
+        except StageFailed as error:
+            # As runc has it: who may make no groups has containers without one, and without limits.
+            if os.geteuid() == 0 or error.errno not in (1, 13, 30) or set(resources) - {"devices"}:
+                raise
+            self._group = None
+            self.record["ungrouped"] = True
+            return
         trace.step("set cgroup limits", group.path)
         group.set(resources)
         group.set_devices(resources.get("devices") or [])

@@ -12,7 +12,7 @@ import os
 from sampan.cgroup import open_group
 from sampan.errors import StageFailed, WrongState
 from sampan.linux import namespaces as ns
-from sampan.linux.process import clone3, pidfd_open
+from sampan.linux.process import CLONE_PARENT, clone3, pidfd_open
 from sampan.runtime import borrow, console, labels, program, scheduling, trace
 from sampan.runtime import channel as talk
 from sampan.runtime.channel import Channel
@@ -89,7 +89,8 @@ class _Execution:
         if group.frozen() and not self._options.ignore_paused:
             raise WrongState(f"container {name!r} is paused")
         trace.step("open cgroup", group.path)
-        self._joiner = group.joiner()
+        if not self._record.get("ungrouped"):
+            self._joiner = group.joiner()
         return self._spawn()
 
     def _spawn(self) -> Created:
@@ -125,11 +126,22 @@ class _Execution:
             launch.console = -1
         return Created(launch.pid, launch.console, tuple(launch.warnings))
 
+    def _born(self, launch: Launch) -> None:
+        """What is done to the process from outside, as soon as it exists."""
+        adjust = self._process.get("oomScoreAdj")
+        if adjust is not None:
+            warning = set_oom_score(launch.pid, adjust)
+            if warning:
+                launch.warnings.append(warning)
+
     def _clone(self, kinds: set[str], made: Program) -> None:
         """Clone a child into the init's PID namespace, and come back from it."""
         flags = 0
         for kind in kinds - {"pid"}:
             flags |= ns.KINDS[kind][0]
+        if "user" in kinds and os.geteuid() != 0:
+            self._clone_between(flags, ns.CLONE_NEWPID if "pid" in kinds else 0, made)
+            return
         if "pid" not in kinds:
             self._clone_here(flags, made)
             return
@@ -145,6 +157,30 @@ class _Execution:
                 ns.setns(own, ns.CLONE_NEWPID)
         finally:
             os.close(own)
+
+    def _clone_between(self, flags: int, pid_flag: int, made: Program) -> None:
+        """Without rights outside the other namespaces are entered from the user namespace, which there is no way back
+        from: a process between enters it, makes the child as its sibling, and ends.
+        """
+        assert self._launch is not None
+        trace.step("clone process")
+        pid, pidfd = clone3(0)
+        if pid == 0:
+            try:
+                trace.step("join user namespace")
+                ns.setns(self._pidfd, ns.CLONE_NEWUSER | pid_flag)
+                os.setresgid(0, 0, 0)
+                os.setresuid(0, 0, 0)
+                child, _ = clone3(CLONE_PARENT)
+                if child == 0:
+                    self._be_child(flags & ~ns.CLONE_NEWUSER, made)
+                made.channel.send(talk.BORN, child)
+            except BaseException as error:  # noqa: BLE001 -- whatever it is, the runtime must hear of it
+                made.channel.fail(error)
+            finally:
+                os._exit(0)
+        os.close(pidfd)
+        self._launch.middle = pid
 
     def _clone_here(self, flags: int, made: Program) -> None:
         trace.step("clone process")
@@ -248,7 +284,11 @@ class _Execution:
             state = {**{key: self._record[key] for key in keys}, "status": "running"}
             send_listener(section, fd, state, launch.pid)
 
-        launch.answers = {talk.LIMITS: set_limits, talk.LISTENER: hand_listener}
+        launch.answers = {
+            talk.BORN: lambda _: self._born(launch),
+            talk.LIMITS: set_limits,
+            talk.LISTENER: hand_listener,
+        }
 
     def undo(self) -> None:
         if self._launch is not None:

@@ -6,6 +6,7 @@ import os
 
 from sampan.linux import interface, keyring, scheduling
 from sampan.linux.namespaces import CLONE_NEWCGROUP, unshare
+from sampan.linux.process import PR_SET_DUMPABLE, prctl
 from sampan.linux.syscall import fail, libc
 from sampan.linux.vfork import Image
 from sampan.runtime import devices, hooks, namespaces, sysctl, trace
@@ -31,6 +32,7 @@ class InitWork:
     Attributes:
         state: The container's state document, for hooks that the init runs.
         joiner: Files that put the init into its cgroup; None without one.
+        rootless: The runtime has not root's rights itself.
     """
 
     __slots__ = (
@@ -41,6 +43,7 @@ class InitWork:
         "no_pivot",
         "plan",
         "program",
+        "rootless",
         "state",
     )
 
@@ -58,6 +61,7 @@ class InitWork:
         self.program = program
         self.state = state
         self.joiner: Joiner | None = None
+        self.rootless = False
         self.no_pivot = False
         self.new_keyring = True
 
@@ -90,7 +94,11 @@ def _set_up(work: InitWork) -> Image:
     namespaces.join(work.plan)
     if "user" in work.plan.new:
         trace.step("wait for id mappings")
+        if work.rootless:
+            # A runtime without rights may write the maps of what it may look into; nothing is in there yet.
+            prctl(PR_SET_DUMPABLE, 1)
         program.channel.ask(MAP)
+        prctl(PR_SET_DUMPABLE, 0)
     if program.user_namespace:
         trace.step("become root of user namespace")
         os.setresgid(0, 0, 0)

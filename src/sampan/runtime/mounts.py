@@ -82,6 +82,22 @@ class PreparedMounts:
         #: The container's own groups, for a mount of type cgroup: (name of the directory, detached mount).
         self.cgroups: list[tuple[str, int]] = []
 
+    def open_root(self) -> None:
+        """Copy the root as a detached tree."""
+        trace.step("open root file system", self.root_path)
+        flags = m.OPEN_TREE_CLONE | m.OPEN_TREE_CLOEXEC | m.AT_RECURSIVE
+        root = m.open_tree(m.AT_FDCWD, self.root_path, flags)
+        try:
+            if not stat.S_ISDIR(os.fstat(root).st_mode):
+                raise NotADirectoryError(20, os.strerror(20), self.root_path)
+            # The root must be private until it is pivoted to: pivot_root(2) refuses a shared one.
+            m.set_attributes(root, propagation=m.MS_PRIVATE)
+            _isolate(root, self.propagation)
+        except BaseException:
+            os.close(root)
+            raise
+        self.root = root
+
     def close(self) -> None:
         """Close every descriptor; a second call does nothing."""
         if self.root >= 0:
@@ -108,16 +124,13 @@ def prepare(
     propagation = mount_options.PROPAGATION[name] if name else DEFAULT_PROPAGATION
     root_path = os.path.join(bundle, config["root"]["path"])
     prepared = PreparedMounts(root_path, propagation)
+    users = any(one["type"] == "user" for one in linux.get("namespaces") or [])
+    if users and os.geteuid() != 0:
+        # Who is nobody's root here is one in the container's user namespace: all of it is opened there.
+        users = False
+    else:
+        prepared.open_root()
     try:
-        trace.step("open root file system", root_path)
-        flags = m.OPEN_TREE_CLONE | m.OPEN_TREE_CLOEXEC | m.AT_RECURSIVE
-        prepared.root = m.open_tree(m.AT_FDCWD, root_path, flags)
-        if not stat.S_ISDIR(os.fstat(prepared.root).st_mode):
-            raise NotADirectoryError(20, os.strerror(20), root_path)
-        # The root must be private until it is pivoted to: pivot_root(2) refuses a shared one.
-        m.set_attributes(prepared.root, propagation=m.MS_PRIVATE)
-        _isolate(prepared.root, propagation)
-        users = any(one["type"] == "user" for one in linux.get("namespaces") or [])
         for mount in config.get("mounts") or []:
             one = Prepared(mount, mount_options.parse(mount.get("options") or []), bundle, propagation)
             prepared.mounts.append(one)

@@ -57,6 +57,9 @@ class Rootfs:
         else:
             kind = m.MS_PRIVATE if kind == m.MS_UNBINDABLE else kind
             m.mount(None, "/", None, kind | (m.MS_REC if recursive or kind == m.MS_SLAVE else 0))
+        if self.fd < 0:
+            self._prepared.open_root()
+            self.fd = self._prepared.root
         trace.step("attach root file system", self._prepared.root_path)
         try:
             m.move_mount(self.fd, "", m.AT_FDCWD, self._prepared.root_path, m.MOVE_MOUNT_F_EMPTY_PATH)
