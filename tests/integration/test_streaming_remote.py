@@ -249,6 +249,18 @@ def test_silence_ends_a_session(engine: Engine, container: str) -> None:
     assert not [line for line in running(engine, container) if "4324" in line]
 
 
+def test_a_client_that_opens_too_little_too_late_is_refused(engine: Engine, container: str) -> None:
+    hasty = Server(engine, "127.0.0.1", 0, creation=0.3)
+    hasty.start()
+    client = Remote(exec_url(hasty, container, "sleep", "4326", stdin=True), "stdout stderr")
+    outcome = client.outcome()
+    assert outcome["status"] == "Failure"
+    assert "not all of the streams were opened in 0.3 s" in outcome["message"]
+    settled(lambda: not sessions())
+    assert not [line for line in running(engine, container) if "4326" in line]
+    hasty.close()
+
+
 def test_two_hundred_sessions_at_once(server: Server, engine: Engine, container: str) -> None:
     count = 200
 

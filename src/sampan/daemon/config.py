@@ -13,7 +13,6 @@ from typing import Any, Literal
 import msgspec
 
 from sampan.engine.config import DEFAULT_ROOT, DEFAULT_STATE, EngineConfig, HandlerConfig
-from sampan.engine.volumes import zone_file
 from sampan.errors import InvalidInput, NotFound
 
 DEFAULT_PATH = "/etc/sampan/config.toml"
@@ -30,6 +29,7 @@ class CriConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stream_tls_cert: str = ""
     stream_tls_key: str = ""
     stream_idle_timeout: int = 4 * 3600
+    stream_creation_timeout: int = 30
     default_runtime: str = "sampan"
     cgroup_driver: Literal["cgroupfs", "systemd"] = "cgroupfs"
     sandbox_cgroup: str = "/sampan"
@@ -214,6 +214,7 @@ def _check(config: Config, origins: Mapping[str, str]) -> None:
         ("oom_score", config.oom_score, -1000, 1000),
         ("cri.stream_port", config.cri.stream_port, 0, 65535),
         ("cri.stream_idle_timeout", config.cri.stream_idle_timeout, 0, 7 * 86400),
+        ("cri.stream_creation_timeout", config.cri.stream_creation_timeout, 1, 3600),
         ("cri.max_log_line", config.cri.max_log_line, 1024, 1 << 20),
         ("cri.max_exec_output", config.cri.max_exec_output, 0, 16 << 20),
         ("cri.shm_size", config.cri.shm_size, 4096, 1 << 40),
@@ -228,8 +229,11 @@ def _check_choices(config: Config, refuse: Callable[[str, str], None]) -> None:
     """Values that need another one, or something on the machine."""
     if bool(config.cri.stream_tls_cert) != bool(config.cri.stream_tls_key):
         refuse("cri.stream_tls_cert", "is only of use together with cri.stream_tls_key")
-    if config.cri.timezone and not zone_file(config.cri.timezone):
-        refuse("cri.timezone", f'"{config.cri.timezone}" is neither Local nor a zone in /usr/share/zoneinfo')
+    if config.cri.timezone:
+        from sampan.engine.volumes import zone_file
+
+        if not zone_file(config.cri.timezone):
+            refuse("cri.timezone", f'"{config.cri.timezone}" is neither Local nor a zone in /usr/share/zoneinfo')
     if config.cri.default_runtime not in config.runtimes:
         refuse("cri.default_runtime", f"no table [runtimes.{config.cri.default_runtime}] describes it")
     for name, runtime in config.runtimes.items():

@@ -37,6 +37,7 @@ class LazyStreams:
                     tls_cert=config.stream_tls_cert,
                     tls_key=config.stream_tls_key,
                     idle=config.stream_idle_timeout,
+                    creation=config.stream_creation_timeout,
                 )
                 server.start()
                 self._server = server

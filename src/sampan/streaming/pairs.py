@@ -81,11 +81,13 @@ class SpdyPairs:
     Args:
         link: The connection, plain or tunnelled in a WebSocket.
         ports: Ports that may be asked for; empty: any.
+        patience: Seconds for the second stream of a pair to follow the first.
     """
 
-    def __init__(self, link: Link, ports: set[int]) -> None:
+    def __init__(self, link: Link, ports: set[int], patience: float = CREATION_TIME) -> None:
         self._link = link
         self._ports = ports
+        self._patience = patience
         self._spdy = spdy.Connection()
         self._pairs: dict[str, _Streams] = {}
         self._names: dict[int, str] = {}
@@ -167,10 +169,10 @@ class SpdyPairs:
     def overdue(self) -> float | None:
         """See :class:`Pairs`."""
         now = time.monotonic()
-        waiting = {name: pair.since + CREATION_TIME - now for name, pair in self._pairs.items() if not pair.complete}
+        waiting = {name: pair.since + self._patience - now for name, pair in self._pairs.items() if not pair.complete}
         for name, left in waiting.items():
             if left <= 0:
-                self.close(name, f"the second stream of request {name} did not follow in {CREATION_TIME:g} s")
+                self.close(name, f"the second stream of request {name} did not follow in {self._patience:g} s")
         return min((left for left in waiting.values() if left > 0), default=None)
 
     def exhausted(self) -> bool:

@@ -75,14 +75,14 @@ def failure(error: SampanError, *, version: str) -> bytes:
     ).encode()
 
 
-def await_channels(link: Link, channels: Channels) -> list[Said] | None:
+def await_channels(link: Link, channels: Channels, patience: float = CREATION_TIME) -> list[Said] | None:
     """Wait until the client has opened its channels; what it said meanwhile, or None if it has gone.
 
     Raises:
-        TimedOut: It took too long.
+        TimedOut: It took longer than ``patience`` seconds.
     """
     said: list[Said] = []
-    deadline = time.monotonic() + CREATION_TIME
+    deadline = time.monotonic() + patience
     poll = select.poll()
     poll.register(link.sock, select.POLLIN)
     while True:
@@ -94,7 +94,7 @@ def await_channels(link: Link, channels: Channels) -> list[Said] | None:
             return said
         left = deadline - time.monotonic()
         if left <= 0 or not (link.hidden() or poll.poll(left * 1000)):
-            raise TimedOut(f"not all of the streams were opened in {CREATION_TIME:g} s")
+            raise TimedOut(f"not all of the streams were opened in {patience:g} s")
 
 
 class Session:

@@ -54,6 +54,7 @@ class Server:
         tls_cert: Certificate file; empty: no TLS.
         tls_key: Its key.
         idle: Seconds without a byte in either direction after which a session ends; 0: never.
+        creation: Seconds for a client to open all of its streams.
     """
 
     def __init__(
@@ -64,12 +65,14 @@ class Server:
         tls_cert: str = "",
         tls_key: str = "",
         idle: float = remote.IDLE_TIME,
+        creation: float = remote.CREATION_TIME,
     ) -> None:
         self._engine = engine
         self._tokens: Tokens[_Waiting] = Tokens()
         self._address = (address, port)
         self._tls = _tls_context(tls_cert, tls_key) if tls_cert else None
         self._idle = idle
+        self._creation = creation
         self._listener: socket.socket | None = None
         self._lock = threading.Lock()
         self._clients: dict[threading.Thread, socket.socket] = {}
@@ -216,7 +219,7 @@ class Server:
             link = PlainLink(sock, request.early)
             channels = SpdyChannels(link, expected)
         try:
-            said = remote.await_channels(link, channels)
+            said = remote.await_channels(link, channels, self._creation)
             if said is not None:
                 self._join(link, channels, waiting, version, said)
         except TimedOut as error:
@@ -243,7 +246,7 @@ class Server:
         if websocket and protocol != upgrade.TUNNEL_PROTOCOL:
             pairs = ChannelPairs(link, list(waiting.ports))
         else:
-            pairs = SpdyPairs(link, set(waiting.ports))
+            pairs = SpdyPairs(link, set(waiting.ports), self._creation)
         try:
             Forward(link, pairs, netns, self._idle).run()
         except SampanError as error:
