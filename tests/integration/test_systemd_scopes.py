@@ -9,10 +9,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import oci_image
 import pytest
+import test_images
+from cri_daemon import Daemon, private_daemon
+from local_registry import LocalRegistry
 
 from sampan.cgroup import Group, mode, open_group
 from sampan.cgroup.hierarchy import read_file
+from sampan.cri import api_pb2 as pb
 from sampan.errors import InvalidInput, SampanError
 
 pytestmark = [
@@ -205,3 +210,60 @@ def test_the_runtimes_command(tmp_path: Path, name: str) -> None:
     run("delete", "--force", name)
     assert gone(unit)
     assert not os.path.exists(f"/sys/fs/cgroup{POD_PATH}/{unit}")
+
+
+class SystemdDaemon(Daemon):
+    settings = 'cri.cgroup_driver = "systemd"\n'
+
+
+@pytest.fixture
+def daemon() -> Iterator[SystemdDaemon]:
+    with private_daemon("sampansystemd0", "10.89.79.0/24", SystemdDaemon) as server:
+        server.start()
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("parent", "path"), [(POD_PATH, POD_PATH), (POD, POD_PATH), ("", "/sampan.slice")], ids=["path", "name", "none"]
+)
+def test_pods_over_cri(daemon: SystemdDaemon, tmp_path: Path, name: str, parent: str, path: str) -> None:
+    runtime = daemon.runtime
+    assert runtime.RuntimeConfig(pb.RuntimeConfigRequest()).linux.cgroup_driver == pb.SYSTEMD
+    with LocalRegistry(tmp_path / "registry") as registry:
+        oci_image.push(test_images.busybox_image(Path("/bin/busybox")), registry.address, "demo/busybox", "1")
+        image = pb.ImageSpec(image=f"{registry.host}/demo/busybox:1")
+        daemon.images.PullImage(pb.PullImageRequest(image=image))
+    config = pb.PodSandboxConfig(
+        metadata=pb.PodSandboxMetadata(name="pod", uid="uid", namespace="default"),
+        log_directory=str(daemon.folder / "logs"),
+        linux=pb.LinuxPodSandboxConfig(cgroup_parent=parent),
+    )
+    pod = runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=config)).pod_sandbox_id
+    container = pb.ContainerConfig(
+        metadata=pb.ContainerMetadata(name="main"),
+        image=image,
+        command=["/bin/sleep", "1000"],
+        linux=pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(memory_limit_in_bytes=64 << 20)),
+    )
+    request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=container, sandbox_config=config)
+    made = runtime.CreateContainer(request).container_id
+    runtime.StartContainer(pb.StartContainerRequest(container_id=made))
+    unit = f"sampan-{made}.scope"
+    told = show(unit)
+    assert (told["Slice"], told["ControlGroup"]) == (os.path.basename(path), f"{path}/{unit}")
+    assert (told["ActiveState"], told["MemoryMax"]) == ("active", str(64 << 20))
+    ran = runtime.ExecSync(pb.ExecSyncRequest(container_id=made, cmd=["/bin/cat", "/proc/self/cgroup"]))
+    assert ran.stdout == b"0::/\n"
+    runtime.UpdateContainerResources(
+        pb.UpdateContainerResourcesRequest(
+            container_id=made, linux=pb.LinuxContainerResources(memory_limit_in_bytes=96 << 20, cpu_quota=20_000)
+        )
+    )
+    told = show(unit)
+    assert (told["MemoryMax"], told["CPUQuotaPerSecUSec"]) == (str(96 << 20), "200ms")
+    stats = runtime.ContainerStats(pb.ContainerStatsRequest(container_id=made)).stats
+    assert stats.memory.usage_bytes.value > 0
+    runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod))
+    runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
+    assert gone(unit)
+    assert not list(Path(f"/sys/fs/cgroup{path}").glob("*.scope"))
