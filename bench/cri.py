@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -38,6 +40,8 @@ class Contestant:
 
     def __init__(self, server: cri_servers.Server) -> None:
         self.server = server
+        #: MB (PSS) of the server and its helpers when they have started and nothing was asked of them yet.
+        self.fresh = settled(self)
         self.client = CriClient(server.endpoint)
         self.client.pull(IMAGE)
         self.logs = server.folder / "logs"
@@ -123,11 +127,16 @@ def contestants(options: Options) -> Iterator[dict[str, Contestant]]:
         test_images.push_all(images, registry.address)
         write_mirrors(folder / "certs.d", ["registry.k8s.io"], registry.address)
         sampan = cri_servers.Sampan(folder / "s", folder / "certs.d", bridge="sampanbench0", subnet="10.89.80.0/24")
-        peer = cri_servers.Containerd(folder / "c", folder / "certs.d", bridge="sampanbench1", subnet="10.89.81.0/24")
-        if options.newest:
-            peer.use_programs(go_programs.build("containerd"), str(go_programs.build("runc") / "runc"))
+        servers: list[cri_servers.Server] = [sampan]
+        for number, (name, programs) in enumerate(_containerds(options).items(), 1):
+            subnet = f"10.89.{80 + number}.0/24"
+            peer = cri_servers.Containerd(folder / name, folder / "certs.d", bridge=f"spbench{number}", subnet=subnet)
+            peer.name = name
+            if programs:
+                peer.use_programs(*programs)
+            servers.append(peer)
         found = {}
-        for server in (sampan, peer):
+        for server in servers:
             stack.callback(server.clean)
             stack.enter_context(server)
             found[server.name] = Contestant(server)
@@ -135,11 +144,34 @@ def contestants(options: Options) -> Iterator[dict[str, Contestant]]:
         yield found
 
 
+def _containerds(options: Options) -> dict[str, tuple[Path, str] | None]:
+    """Debian's; and the newest where it can be built, with the newest runc or, where that can't be built, Debian's."""
+    found: dict[str, tuple[Path, str] | None] = {"containerd": None}
+    if not (options.newest or go_programs.have_go()):
+        return found
+    try:
+        programs = go_programs.build("containerd")
+    except SystemExit as error:
+        print(f"left out: the newest containerd: {error}", file=sys.stderr)
+        return found
+    try:
+        runc = str(go_programs.build("runc") / "runc")
+    except SystemExit as error:
+        print(f"with Debian's runc: {error}", file=sys.stderr)
+        runc = shutil.which("runc", path=os.environ["PATH"] + ":/usr/sbin") or "runc"
+    found[f"containerd-{go_programs.versions()['CONTAINERD']}"] = (programs, runc)
+    return found
+
+
 def rows(options: Options) -> list[Row]:
     """Calls one after another, calls in parallel, memory."""
     with contestants(options) as servers:
-        idle = _idle(servers)
-        return [*_lives(servers, options.rounds), _parallel(servers), idle, _monitors(servers)]
+        fresh = {name: server.fresh for name, server in servers.items()}
+        start = Row(
+            "idle server, started (PSS; sampan with its zygote)", "MB", fresh.pop("sampan"), fresh, Budget(limit=42)
+        )
+        found = [*_lives(servers, options.rounds), _parallel(servers), start]
+        return [*found, *_monitors(servers), _worked(servers)]
 
 
 def _lives(servers: dict[str, Contestant], rounds: int) -> list[Row]:
@@ -176,23 +208,45 @@ def _parallel(servers: dict[str, Contestant], clients: int = 10, turns: int = 3)
     return Row(work, "ms", middle.pop("sampan"), middle, Budget("containerd", 1 / 3))
 
 
-def _idle(servers: dict[str, Contestant]) -> Row:
-    """The server and its helpers, with an image and no pod."""
-    idle = {name: sum(pss(pid) for pid in _server_processes(server)) for name, server in servers.items()}
-    return Row("idle server (PSS; sampan with its zygote)", "MB", idle.pop("sampan"), idle, Budget(limit=42))
+def settled(server: Contestant, pause: float = 1.0) -> float:
+    """MB of the server and its helpers once none of them has used the processor for a while."""
+    before: list[str] = []
+    while True:
+        processes = _server_processes(server)
+        now = [Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[11:13] for pid in processes]
+        used = [" ".join(times) for times in now]
+        if used == before:
+            return sum(pss(pid) for pid in processes)
+        before = used
+        time.sleep(pause)
 
 
-def _monitors(servers: dict[str, Contestant], pods: int = 20) -> Row:
-    """The processes that each pod adds beside its container and its pause process."""
+def _worked(servers: dict[str, Contestant]) -> Row:
+    """The same after pods have come and gone; Sampan gives back what it can after ten quiet seconds."""
+    time.sleep(21)
+    worked = {name: sum(pss(pid) for pid in _server_processes(server)) for name, server in servers.items()}
+    return Row("idle server, after a pull and many pods (PSS)", "MB", worked.pop("sampan"), worked)
+
+
+def _monitors(servers: dict[str, Contestant], pods: int = 20) -> list[Row]:
+    """The processes that each pod adds beside its container and its pause process; then after a probe in each."""
     monitors = {}
+    probed = {}
     for name, server in servers.items():
         before = set(_server_processes(server))
         ids = [server.start_pod(f"memory-{number}") for number in range(pods)]
+        containers = [container.id for container in server.client.containers()]
         added = [pid for pid in _server_processes(server) if pid not in before]
         monitors[name] = sum(pss(pid) for pid in added) / pods
+        for container_id in containers:
+            server.client.exec_sync(container_id, ["/bin/true"])
+        probed[name] = sum(pss(pid) for pid in added) / pods
         for pod_id in ids:
             server.end_pod(pod_id)
-    return Row(f"one pod's monitor, of {pods} (PSS)", "MB", monitors.pop("sampan"), monitors, Budget(limit=2))
+    return [
+        Row(f"one pod's monitor, of {pods} (PSS)", "MB", monitors.pop("sampan"), monitors, Budget(limit=2)),
+        Row("the same after one ExecSync in each", "MB", probed.pop("sampan"), probed),
+    ]
 
 
 def _server_processes(server: Contestant) -> list[int]:
