@@ -51,7 +51,10 @@ class Systemd(threading.Thread):
             connection.send_and_get_reply(message_bus.RequestName("org.freedesktop.systemd1"))
             self.ready.set()
             while True:
-                message = connection.receive()
+                try:
+                    message = connection.receive()
+                except ConnectionResetError:
+                    return  # the bus has gone with the test
                 if message.header.message_type != MessageType.method_call:
                     continue
                 method = message.header.fields[3]

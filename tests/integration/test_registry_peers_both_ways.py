@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import engine_places
 from registry_peers import (
     TokenServer,
     busybox_image,
@@ -34,6 +35,12 @@ from sampan.storage.unpack import unpack
 pytestmark = pytest.mark.root
 
 LIMITS = Limits(backoff=0.01, attempts=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fixed_places() -> Iterator[None]:
+    with engine_places.swept():
+        yield
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from runtime_bundle import make_rootfs
 
+import engine_places
+
 pytestmark = pytest.mark.root
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,23 +25,10 @@ RUNTIME = str(ROOT / ".venv" / "bin" / "sampan-runtime")
 IMAGE = "localhost/engines-test:1"
 
 
-# What the engines, and a runtime that they give no --root, make in places that no option of theirs moves.
-FIXED_PLACES = (
-    "/etc/cni/net.d/cni.lock", "/opt/containerd", "/run/containerd", "/run/libpod", "/run/containers",
-    "/var/lib/containers", "/run/sampan-runtime", "/run/sampan-runtime.seccomp",
-)  # fmt: skip
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _fixed_places() -> Iterator[None]:
-    """Removes those that are new."""
-    new = [place for place in FIXED_PLACES if not os.path.exists(place)]
-    yield
-    for place in new:
-        if os.path.isdir(place):
-            shutil.rmtree(place)
-        elif os.path.exists(place):
-            os.unlink(place)
+    with engine_places.swept():
+        yield
 
 
 def _program(name: str) -> str:

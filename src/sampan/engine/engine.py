@@ -202,4 +202,5 @@ class Engine:
             clients, self._monitors = list(self._monitors.values()), {}
         for client in clients:
             client.close()
+        self.runtimes.close()
         self.store.close()

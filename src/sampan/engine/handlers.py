@@ -7,17 +7,20 @@ for one that can do nothing special.
 
 import os
 import shutil
-import subprocess
+import signal
 import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sampan.engine.config import HandlerConfig
+
+if TYPE_CHECKING:
+    import subprocess
 
 #: Seconds that a runtime has to answer; that whoever asks waits for it; after which a failure is tried again.
 _PATIENCE, _WAIT, _AGAIN = 10.0, 1.0, 60.0
@@ -40,13 +43,21 @@ class _Question:
         self.stamp = stamp
         self.asked_at = time.monotonic()
         self.answer: Future[Features] = Future()
+        self._program = _Program()
         threading.Thread(target=self._ask, args=(binary,), name="features", daemon=True).start()
 
     def _ask(self, binary: str) -> None:
+        # Imported when a runtime is asked: a daemon with none but ours does without.
+        import subprocess
+
         try:
-            self.answer.set_result(_parse(_output(binary)))
+            self.answer.set_result(_parse(self._program.output(binary)))
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             self.answer.set_result(Features(problem=_reason(error)))
+
+    def withdraw(self) -> None:
+        """End a runtime that has not answered yet, with all that it has started."""
+        self._program.end()
 
     def stale(self, stamp: tuple[int, int, int]) -> bool:
         """Whether to ask again: the file is another, or the answer was a failure a while ago."""
@@ -75,23 +86,60 @@ class Handlers:
         with self._lock:
             question = self._questions.get(path)
             if question is None or question.stale(stamp):
+                if question is not None:
+                    question.withdraw()
                 question = self._questions[path] = _Question(path, stamp)
         try:
             return question.answer.result(timeout=wait)
         except NotYet:
             return Features(problem=f"{path} has not said yet what it can do")
 
+    def close(self) -> None:
+        """Ask no further: runtimes that have not answered yet are ended."""
+        with self._lock:
+            questions, self._questions = list(self._questions.values()), {}
+        for question in questions:
+            question.withdraw()
 
-def _output(binary: str) -> bytes:
-    done = subprocess.run(
-        [binary, "features"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=_PATIENCE,
-        check=True,
-        start_new_session=True,
-    )
-    return done.stdout[:_LARGEST]
+
+class _Program:
+    """A run of a runtime, which is ended whole: a script's children would outlive it and hold its output open."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ended = False
+        self._run: subprocess.Popen[bytes] | None = None
+
+    def output(self, binary: str) -> bytes:
+        import subprocess
+
+        words = [binary, "features"]
+        with self._lock:
+            if self._ended:
+                raise OSError("is not asked any more")
+            run = self._run = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        try:
+            text, _ = run.communicate(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.end()
+            run.communicate()
+            raise
+        if run.returncode:
+            raise subprocess.CalledProcessError(run.returncode, words)
+        return text[:_LARGEST]
+
+    def end(self) -> None:
+        """Kill the run's process group, unless its leader has ended and its id may be another's."""
+        with self._lock:
+            self._ended = True
+            if self._run is not None and self._run.poll() is None:
+                os.killpg(self._run.pid, signal.SIGKILL)
 
 
 def _parse(text: bytes) -> Features:
@@ -114,6 +162,8 @@ def _dig(document: Any, path: Iterable[str], default: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
+    import subprocess
+
     if isinstance(error, subprocess.TimeoutExpired):
         return f"has not answered `features` after {_PATIENCE:g} s"
     if isinstance(error, subprocess.CalledProcessError):

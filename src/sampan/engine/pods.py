@@ -86,6 +86,9 @@ class Pods:
         with engine.locks.hold(pod.id), ExitStack() as undo:
             engine.pod_records.add(pod.id, pod, name=name)
             undo.callback(self.discard, pod)
+            if not spec.cgroup_parent and driver == "cgroupfs" and engine.config.handlers[handler].type == "external":
+                # Another runtime would make the parents without the mark by which the last pod takes them along.
+                open_group(parent).create()
             monitor = engine.start_monitor(pod.id, handler)
             hostname = podfiles.hostname_of(spec, pod.id)
             made = monitor.sandbox(
