@@ -69,8 +69,8 @@ def command_checkpoint(context: Context, parsed: Parsed) -> int:
 def command_restore(context: Context, parsed: Parsed) -> int:
     """Make a container from files; in the foreground the exit code is its program's."""
     from sampan.cli.runtime_create import write_pid_file
-    from sampan.runtime.options import Options
     from sampan.runtime.handler import Stdio
+    from sampan.runtime.options import Options
 
     name = container_id(parsed)
     handler = context.handler()
