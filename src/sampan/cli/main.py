@@ -60,7 +60,7 @@ class Globals(NamedTuple):
 
 
 class _Lazy(click.Group):
-    """A group whose commands are imported when called: `sampan ps` must not pay for a builder."""
+    """A group whose commands are imported when called: `sampan ps` must not pay for the daemon's libraries."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return sorted(name for name, target in _COMMANDS.items() if _present(target))

@@ -1,1 +1,0 @@
-"""Dockerfile to image: graph, solve, commit."""
