@@ -1,4 +1,4 @@
-"""What a snapshotter does, whichever file system it uses; ``tests/contract`` runs one suite on all of them.
+"""What a snapshotter does, whichever file system it uses; one suite of tests runs on all of them.
 
 A snapshot is one directory tree on top of its parents'. Kinds:
 
