@@ -10,6 +10,8 @@ import hypothesis
 import pytest
 from machine_state import MachineState, settled_since
 
+import engine_places
+
 TESTS = Path(__file__).parent
 LEFT = pytest.StashKey[str]()
 
@@ -55,6 +57,12 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         if mode == "fail":
             pytest.fail(text, pytrace=False)
         request.config.stash[LEFT] = text
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _engine_places(_nothing_left: None) -> Iterator[None]:
+    with engine_places.swept():
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

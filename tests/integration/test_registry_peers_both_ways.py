@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import engine_places
 from registry_peers import (
     TokenServer,
     busybox_image,
@@ -35,12 +34,6 @@ from sampan.storage.unpack import unpack
 pytestmark = pytest.mark.root
 
 LIMITS = Limits(backoff=0.01, attempts=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fixed_places() -> Iterator[None]:
-    with engine_places.swept():
-        yield
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from runtime_bundle import make_rootfs
 
+import readable_checkout
+
 pytestmark = pytest.mark.root
 
 RUNTIME = Path(sys.executable).parent / "sampan-runtime"
@@ -42,7 +44,15 @@ class Rootless:
         """Run a command of the runtime, which must end with ``code``."""
         command = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all"]
         command += [str(RUNTIME), "--root", str(self.directory / "state"), *args]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=self.directory)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            cwd=self.directory,
+            preexec_fn=readable_checkout.enter,
+        )
         assert done.returncode == code, done
         return done
 

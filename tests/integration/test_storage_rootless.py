@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import readable_checkout
+
 pytestmark = pytest.mark.root
 
 _OUTSIDE = 300_000
@@ -70,7 +72,12 @@ def test_overlays_in_a_user_namespace(tmp_path: Path) -> None:
             parent.chmod(parent.stat().st_mode | 0o111)
     command = [sys.executable, "-c", _SCRIPT, str(folder)]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=readable_checkout.enter,  # noqa: PLW1509  no threads run here
     ) as process:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"

@@ -15,20 +15,12 @@ from pathlib import Path
 import pytest
 from runtime_bundle import make_rootfs
 
-import engine_places
-
 pytestmark = pytest.mark.root
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = f"{ROOT / '.work' / 'bin'}:{os.environ['PATH']}:/usr/sbin:/sbin"
 RUNTIME = str(ROOT / ".venv" / "bin" / "sampan-runtime")
 IMAGE = "localhost/engines-test:1"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fixed_places() -> Iterator[None]:
-    with engine_places.swept():
-        yield
 
 
 def _program(name: str) -> str:
