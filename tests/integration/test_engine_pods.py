@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import queue
 import signal
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +32,7 @@ from sampan.engine.model import (
     Security,
 )
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, TimedOut, WrongState
+from sampan.storage import database
 
 
 @pytest.fixture(scope="module")
@@ -346,3 +350,40 @@ def test_a_half_made_pod_is_found_and_removed(here: World, engine: Engine, monke
     assert engine.pods.list() == []
     engine.recover()
     assert engine.pod_records.list() == []
+
+
+class _Told(logging.Handler):
+    """Lets a test wait for a line of the log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: queue.Queue[str] = queue.Queue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.put(record.getMessage())
+
+
+def test_a_store_that_is_busy_at_an_exit_costs_neither_other_containers_nor_later_events(
+    here: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)  # of connections to come: the watch has a thread of its own
+    told = _Told()
+    logging.getLogger("sampan.engine.watch").addHandler(told)
+    p = pod(engine)
+    one, two = (run(engine, p.id, container(here, "sleep", "1000", name=name)) for name in ("one", "two"))
+    engine.watch()
+    busy = sqlite3.connect(f"{here.folder}/root/meta.db", isolation_level=None)
+    try:
+        busy.execute("BEGIN IMMEDIATE")
+        engine.monitor(p.id).signal(one, 9)
+        assert one[:12] in told.lines.get(timeout=20)
+    finally:
+        busy.close()
+        logging.getLogger("sampan.engine.watch").removeHandler(told)
+    follower = engine.events.subscribe()
+    assert engine.containers.get(two).state == "running"
+    engine.monitor(p.id).signal(two, 9)
+    event = follower.get(20)
+    assert event is not None
+    assert (event.kind, event.container_id) == ("stopped", two)
+    assert engine.containers.get(one).exit_code == 137

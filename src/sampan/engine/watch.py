@@ -1,5 +1,6 @@
 """One thread that follows every monitor's events, so that ends are recorded when they happen, not when asked for."""
 
+import logging
 import os
 import select
 import threading
@@ -10,6 +11,8 @@ from sampan.errors import NotFound, SampanError, TimedOut, Unavailable
 
 if TYPE_CHECKING:
     from sampan.engine.engine import Engine
+
+_LOG = logging.getLogger(__name__)
 
 
 class Watch:
@@ -88,22 +91,36 @@ class Watch:
                 del self._streams[fd]
             self._epoll.unregister(fd)
             stream.close()
-            self._monitor_ended(pod_id)
+            self._lost(pod_id)
 
     def _settle(self, container_id: str) -> None:
         try:
             self._engine.containers.get(container_id)
         except NotFound:
             pass  # removed meanwhile
+        except (SampanError, OSError) as error:
+            # The store's trouble is none of the monitor's: whoever asks for the container next records its end.
+            _LOG.warning("the end of container %s is not recorded yet: %s", container_id[:12], error)
 
-    def _monitor_ended(self, pod_id: str) -> None:
-        """A monitor that ended while its pod is ready was killed: so are its containers, then."""
+    def _lost(self, pod_id: str) -> None:
+        try:
+            if self._engine.pod_records.get(pod_id).state == "ready" and self._answers(pod_id):
+                self.add(pod_id)
+        except NotFound:
+            pass  # removed meanwhile
+        except (SampanError, OSError) as error:
+            _LOG.warning("pod %s is not followed any more: %s", pod_id[:12], error)
+
+    def _answers(self, pod_id: str) -> bool:
+        """Whether a ready pod's monitor lives. If it was killed, its containers are ended, and recorded as ended."""
         engine = self._engine
         try:
-            if engine.pod_records.get(pod_id).state != "ready":
-                return
-        except NotFound:
-            return
-        for record in engine.containers.list(pod_id=pod_id):
-            if record.state in ("created", "running"):
-                end_orphan(engine, record)
+            engine.monitor(pod_id).info(PATIENCE)
+        except TimedOut:
+            return True
+        except Unavailable:
+            for record in engine.containers.list(pod_id=pod_id):
+                if record.state in ("created", "running"):
+                    end_orphan(engine, record)
+            return False
+        return True
