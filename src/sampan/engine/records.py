@@ -122,14 +122,13 @@ class Locks:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 # A former holder may have unlinked the file between our open and our lock.
-                if os.fstat(fd).st_nlink == 1:
+                if os.fstat(fd).st_nlink == 0:
+                    continue
+                try:
                     yield
+                finally:
                     os.unlink(path)
-                    return
-            except BaseException:
-                if os.fstat(fd).st_nlink == 1:
-                    os.unlink(path)
-                raise
+                return
             finally:
                 os.close(fd)
 
