@@ -8,7 +8,7 @@ from __future__ import annotations
 import _socket
 import os
 
-from sampan.errors import Exhausted, Unavailable
+from sampan.errors import Exhausted, StageFailed, TimedOut, Unavailable
 from sampan.wire import frames
 
 TYPE_CHECKING = False
@@ -72,16 +72,24 @@ def connect(path: str, timeout: float | None = None) -> _socket.socket:
     """A connection to the socket at ``path``.
 
     Raises:
-        Unavailable: Nobody listens there.
+        Unavailable: Nobody listens there: whoever did has ended.
+        TimedOut: Somebody does, and takes no connection now.
+        StageFailed: We ourselves can't connect.
     """
     connection = _socket.socket(_socket.AF_UNIX, _STREAM, 0)
     try:
         connection.settimeout(timeout)
         with _Folder(path) as address:
             connection.connect(address)
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
+        connection.close()
+        raise Unavailable(f"no monitor answers at {path}: {error.strerror}") from None
+    except (TimeoutError, BlockingIOError):  # its queue is full
+        connection.close()
+        raise TimedOut(f"the monitor at {path} takes no connection") from None
     except OSError as error:
         connection.close()
-        raise Unavailable(f"no monitor answers at {path}: {error.strerror or error}") from None
+        raise StageFailed("connect to the monitor", error, path=path) from None
     return connection
 
 
