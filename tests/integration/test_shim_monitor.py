@@ -259,6 +259,23 @@ def test_a_full_disk_tears_no_line_and_holds_up_nobody(native: Pod) -> None:
         umount(str(small), MNT_DETACH)
 
 
+def test_a_client_whose_disk_is_full_is_let_go(native: Pod) -> None:
+    small = native.path / "small"
+    small.mkdir()
+    mount("tmpfs", str(small), "tmpfs", 0, "size=64k")
+    try:
+        native.create("one", "seq 100000")
+        file = os.open(small / "output", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+        with native.client.attach("one", stdout=file) as attachment:
+            os.close(file)
+            native.client.start("one")
+            assert "the client went away" in attachment.wait_closed(20)
+        assert native.client.wait("one", timeout=20).exit_code == 0
+        assert native.texts("one")[-1] == "100000"
+    finally:
+        umount(str(small), MNT_DETACH)
+
+
 def test_an_orphan_that_keeps_the_output_open_delays_nobody(native: Pod) -> None:
     native.run("one", "sleep 1000 & echo out")
     assert native.client.wait("one", timeout=5).exit_code == 0

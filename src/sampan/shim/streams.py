@@ -105,7 +105,11 @@ class Sink:
             if taken < 0 or taken == len(data):
                 return
             self._pending += data[taken:]
-            self._loop.watch(self.fd, events.WRITABLE, self._flush)
+            try:
+                self._loop.watch(self.fd, events.WRITABLE, self._flush)
+            except PermissionError:  # a regular file, which can't be waited for: it took less since its disk is full
+                self._gone("it takes no more")
+                return
         if self.full and self._patience and self._timer is None:
             self._timer = self._loop.later(self._patience, lambda: self._gone("it took nothing for too long"))
 
