@@ -259,6 +259,31 @@ def test_a_full_disk_tears_no_line_and_holds_up_nobody(native: Pod) -> None:
         umount(str(small), MNT_DETACH)
 
 
+def test_an_end_that_a_full_disk_does_not_take_is_told_and_recorded_later(native: Pod) -> None:
+    folder = Path(native.directory) / "one"
+    folder.mkdir()
+    mount("tmpfs", str(folder), "tmpfs", 0, "size=4k")
+    try:
+        (folder / "full").write_bytes(bytes(4096))
+        with native.client.events() as events:
+            native.run("one", "exit 3")
+            assert native.client.wait("one", timeout=20).exit_code == 3
+            assert read_exit(native.directory, "one") is None
+            (folder / "full").unlink()
+            kinds: list[str] = []
+            while kinds.count("exit") < 2:
+                event = events.next(20)
+                assert event, kinds
+                kinds.append(event["kind"])
+        recorded = read_exit(native.directory, "one")
+        assert recorded is not None
+        assert recorded.exit_code == 3
+        assert sorted(os.listdir(folder)) == ["exit.json"]
+        native.client.delete("one")
+    finally:
+        umount(str(folder), MNT_DETACH)
+
+
 def test_a_client_whose_disk_is_full_is_let_go(native: Pod) -> None:
     small = native.path / "small"
     small.mkdir()

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Seconds that output may still come after a container's end, from a process of it that outlived it.
 _LINGER = 1.0
+#: Seconds until an end that could not be recorded is tried to be recorded again.
+_RECORD_AGAIN = 1.0
 #: Ended execs whose exit status is kept for a late question: those that were asked about before, and those that were
 #: not yet, as when hundreds of sessions end at once and each has still output to deliver.
 _KEPT_EXECS = 32
@@ -129,14 +131,15 @@ class Container:
         self.execs: dict[str, Exec] = {}
         self.waiters: list[Callable[[Exit], None]] = []
         self._exec_count = 0
-        self._log = LogFile(settings.log_path)
         self._outputs: dict[str, Output] = {}
         self._stdin: Sink | None = None
         self._console = -1
         self._attachments: list[Attachment] = []
         self._group: Group | None = open_group(settings.cgroup, systemd=settings.systemd) if settings.cgroup else None
+        self._log = LogFile(settings.log_path)
         self._watch: OomWatch | None = None
         self._own_pids = False
+        self._deleted = False
 
     def create(self) -> None:
         """Make it, with pipes or a pty for its streams.
@@ -307,6 +310,7 @@ class Container:
     def delete(self) -> None:
         """Remove what the runtime keeps of it, and end its streams. It has exited."""
         self._handler.delete(self.id, force=True)
+        self._deleted = True
         self._close_streams()
         self._unwatch_memory()
         self._log.close()
@@ -341,7 +345,7 @@ class Container:
             output.drain()
         self.ended = ended
         self.state = "exited"
-        write_exit(self._directory, self.id, ended)
+        self._record_end()
         if self._stdin is not None:
             self._stdin.close()
         self._unwatch_memory()
@@ -351,6 +355,25 @@ class Container:
             tell(ended)
         if self._outputs:
             self._loop.later(_LINGER, self._close_streams)
+
+    def _record_end(self) -> bool:
+        """Write how it ended; whether that worked.
+
+        A disk that takes nothing ends neither the monitor nor anybody's wait: the end is then told from memory, and
+        written as soon as there is room.
+        """
+        assert self.ended is not None
+        try:
+            write_exit(self._directory, self.id, self.ended)
+        except OSError:
+            self._loop.later(_RECORD_AGAIN, self._record_end_late)
+            return False
+        return True
+
+    def _record_end_late(self) -> None:
+        if self.ended is not None and not self._deleted and self._record_end():
+            # Told once more: who looked for the record when it was told first has not found it.
+            self._journal.publish("exit", self.id, pid=self.pid, **_outcome(self.ended))
 
     def _oom_kills(self) -> int:
         try:

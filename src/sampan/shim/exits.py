@@ -111,11 +111,17 @@ def write_document(path: str, body: dict[str, Any]) -> None:
     temporary = f"{path}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, jsontext.dumps(body).encode())
+        # One write may take a part of it: the next one says that the disk is full.
+        left = memoryview(jsontext.dumps(body).encode())
+        while left:
+            left = left[os.write(fd, left) :]
         os.fsync(fd)
+        os.rename(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
     finally:
         os.close(fd)
-    os.rename(temporary, path)
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
