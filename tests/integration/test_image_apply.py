@@ -327,21 +327,46 @@ def test_a_cancelled_download_leaves_nothing(tmp_path: Path) -> None:
         assert os.listdir(store.snapshots.root) == ["lock"]
 
 
+CONFINED = """\
+import ctypes, os, struct, sys
+from sampan.image.worker import confine
+from sampan.linux import capabilities
+libc = ctypes.CDLL(None, use_errno=True)
+handle, mount = ctypes.create_string_buffer(struct.pack("Ii", 128, 0), 136), ctypes.c_int()
+libc.name_to_handle_at(-100, os.fsencode(sys.argv[2]), handle, ctypes.byref(mount), 0)
+root = os.open(sys.argv[1], os.O_RDONLY)
+confine(root)
+print(sorted(os.listdir("/")), os.path.exists("/proc/self"))
+libc.open_by_handle_at(root, handle, os.O_RDONLY)
+print(os.strerror(ctypes.get_errno()))
+for act in (lambda: os.chroot("/a"), lambda: __import__("planted")):
+    try:
+        act()
+    except (OSError, ImportError) as error:
+        print(type(error).__name__)
+kept = capabilities.get()[1]
+print([name for name in ("CAP_CHOWN", "CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE") if kept & capabilities.mask([name])])
+"""
+
+
 def test_the_worker_is_confined(tmp_path: Path) -> None:
-    code = (
-        "import os,sys; from sampan.image.worker import confine; confine(os.open(sys.argv[1], os.O_RDONLY));"
-        "print(os.listdir('/')); print('proc' if os.path.exists('/proc/self') else 'no proc');"
-        "os.chroot('/a')"
-    )
-    (tmp_path / "a").mkdir()
+    (tmp_path / "root/a").mkdir(parents=True)
+    (tmp_path / "root/planted.py").write_text("")
+    (tmp_path / "outside").write_text("secret")
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
+        [sys.executable, "-c", CONFINED, str(tmp_path / "root"), str(tmp_path / "outside")],
         capture_output=True,
         text=True,
         check=False,
+        env={"PYTHONPATH": ":".join(("/", *sys.path))},
     )
-    assert done.stdout == "['a']\nno proc\n"
-    assert "Operation not permitted" in done.stderr
+    assert done.stdout.splitlines() == [
+        "['a', 'planted.py'] False",
+        "Operation not permitted",
+        "PermissionError",
+        "ModuleNotFoundError",
+        "['CAP_CHOWN']",
+    ], done.stderr
 
 
 def test_a_real_root_is_as_umoci_unpacks_it(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ argument. What it hands back is small too; lists of paths go through a file. On 
 from __future__ import annotations
 
 import os
+import sys
 
 from isal import igzip_lib as _igzip_lib  # noqa: F401 - to be there when the root is no longer the machine's
 
@@ -18,11 +19,11 @@ from sampan.linux.namespaces import CLONE_NEWIPC, CLONE_NEWNET, unshare
 from sampan.linux.process import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, prctl
 from sampan.linux.syscall import libc
 
-#: What it takes to make files of any owner and kind; none of these leaves the root or opens a device in it.
+#: What it takes to make files of any owner and kind; none of these leaves the root or opens a device in it. Not
+#: CAP_DAC_READ_SEARCH, by which open_by_handle_at(2) opens any file of the file system that the root is on.
 _KEPT = (
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
     "CAP_FOWNER",
     "CAP_FSETID",
     "CAP_MKNOD",
@@ -84,6 +85,10 @@ def confine(root: int) -> None:
     ``root`` should be a mount by itself, nodev: then not even the right to make device nodes opens one.
     """
     prctl(PR_SET_DUMPABLE, 0)
+    # From now on a module found on any path would be the image's.
+    for finders in (sys.meta_path, sys.path_hooks, sys.path):
+        finders.clear()
+    sys.path_importer_cache.clear()
     os.fchdir(root)
     os.chroot(".")
     unshare(CLONE_NEWNET | CLONE_NEWIPC)
