@@ -130,6 +130,19 @@ def test_old_downloads_go_and_running_ones_stay(store: Store) -> None:
     assert store.content.exists(other.digest)
 
 
+def test_a_file_that_lost_its_row_goes(store: Store) -> None:
+    """As after a kill between a blob's renaming and its row, or between the deletion of its row and its file."""
+    blob = store.content.put(b"stray")
+    with store.transaction() as connection:
+        connection.execute("DELETE FROM blobs")
+    for dry_run in (True, False):
+        report = store.gc(dry_run=dry_run)
+        assert (report.content, report.bytes) == ([blob.digest], 5)
+    assert not os.path.exists(store.content.path(blob.digest))
+    assert store.gc().content == []
+    assert store.content.put(b"stray") == blob
+
+
 def test_a_blob_written_while_it_is_collected_is_whole(store: Store) -> None:
     """Whatever the order: where there is a row there is a file."""
     stop = threading.Event()

@@ -2,7 +2,8 @@
 
 Roots are image names, records (the engine's pods and containers) and leases that have not expired. From a root on:
 an index keeps the manifests that are stored, a manifest its config and layers, a config the snapshots of its chain
-ids, a snapshot its parent. What no root leads to goes.
+ids, a snapshot its parent. What no root leads to goes; so does what lies on disk without a row, left by a process that
+was killed.
 
 Marking and the deletion of rows are one transaction. Files go after it; blobs' under the content lock, so that none
 goes that is being written anew at that moment.
@@ -148,8 +149,9 @@ def collect(store: "Store", *, dry_run: bool = False, grace: float = _GRACE_SECO
                 if node not in kept:
                     kept |= graph.reach(node).keys()
             kept |= _young(graph, grace)
-            report.content = [digest for digest in sorted(graph.blobs) if (_CONTENT, digest) not in kept]
-            report.bytes = sum(graph.blobs[digest][0] for digest in report.content)
+            going = {digest: row[0] for digest, row in graph.blobs.items() if (_CONTENT, digest) not in kept}
+            going |= store.content.strays()
+            report.content, report.bytes = sorted(going), sum(going.values())
             report.snapshots = [
                 key for key, info in graph.snapshots.items() if info.kind != "staging" and (_SNAPSHOT, key) not in kept
             ]

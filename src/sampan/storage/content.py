@@ -98,6 +98,21 @@ class Content:
         rows = self._database.rows("SELECT digest, size, media_type, labels, created_at FROM blobs ORDER BY digest")
         return [BlobInfo(row[0], row[1], row[2], json.loads(row[3]), row[4]) for row in rows]
 
+    def strays(self) -> dict[str, int]:
+        """Digest and size of each file that has no row: its writer died before, or its remover after, the row.
+
+        Only with the content lock held exclusively, in a transaction: else it may be a file whose row is on its way.
+        """
+        known = {row[0] for row in self._database.rows("SELECT digest FROM blobs")}
+        found = {}
+        for algorithm in os.listdir(self._blobs):
+            with os.scandir(os.path.join(self._blobs, algorithm)) as entries:
+                for entry in entries:
+                    digest = f"{algorithm}:{entry.name}"
+                    if digest not in known and _is_digest(digest):
+                        found[digest] = entry.stat(follow_symlinks=False).st_size
+        return found
+
     # ---------------------------------------------------------------- reading
 
     def open(self, digest: str) -> BinaryIO:
@@ -465,6 +480,14 @@ class VerifiedReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _is_digest(text: str) -> bool:
+    try:
+        check_digest(text)
+    except InvalidInput:
+        return False
+    return True
 
 
 def _flock_until(fd: int, deadline: float | None, name: str) -> None:
