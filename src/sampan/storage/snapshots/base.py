@@ -121,10 +121,15 @@ class DirectorySnapshotter(ABC):
             lease.add_snapshot(key)
         with locked(self.lock_path, fcntl.LOCK_SH):
             directory = self._new_directory()
-            self._fill(directory, "staging", [])
             lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self._insert(key, "staging", "", directory, {})
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._fill(directory, "staging", [])
+                self._insert(key, "staging", "", directory, {})
+            except BaseException:
+                os.close(lock)
+                remove_tree(directory)
+                raise
         return Stage(key, directory, lock)
 
     def _make(self, key: str, kind: Kind, parent: str, lease: Holder | None, labels: Mapping[str, str]) -> list[Mount]:
