@@ -150,6 +150,7 @@ class Database:
                 connection.execute("PRAGMA synchronous=FULL")
             connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
+            connection.execute("PRAGMA synchronous=NORMAL")
             raise translate(error, self.path) from error
         local.depth = 1
         try:
@@ -158,9 +159,7 @@ class Database:
         except BaseException as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            if isinstance(error, sqlite3.OperationalError | sqlite3.DatabaseError) and not isinstance(
-                error, sqlite3.IntegrityError
-            ):
+            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
                 raise translate(error, self.path) from error
             raise
         finally:
