@@ -73,10 +73,18 @@ def test_a_start_container_hook_that_fails_fails_the_start(box: Box) -> None:
     os.waitpid(created.pid, 0)
 
 
-def test_a_hook_is_held_to_its_timeout(box: Box) -> None:
-    box.config["hooks"] = {"createRuntime": [_hook("exec sleep 60", timeout=1)]}
+@pytest.mark.parametrize("script", ["exec sleep 60", "exec yes"])
+def test_a_hook_is_held_to_its_timeout(box: Box, script: str) -> None:
+    box.config["hooks"] = {"createRuntime": [_hook(script, timeout=1)]}
     with pytest.raises(StageFailed, match="still running after 1 s"):
         box.create("true")
+
+
+def test_a_hook_gets_the_whole_of_a_large_state_and_need_not_read_it(box: Box, tmp_path: Path) -> None:
+    box.config["annotations"] = {"large": "x" * 300_000}
+    box.config["hooks"] = {"createRuntime": [_hook("exit 0"), _hook(f"cat > {tmp_path}/seen")]}
+    box.create("sleep", "100")
+    assert json.loads((tmp_path / "seen").read_text())["annotations"] == box.config["annotations"]
 
 
 def test_a_hook_that_does_not_exist_is_named(box: Box) -> None:

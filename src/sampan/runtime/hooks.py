@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # the signal module brings enum
+import errno
 import os
 import select
 import time
 
 from sampan.errors import StageFailed
-from sampan.linux.process import pidfd_open, pidfd_send_signal
+from sampan.linux.process import pidfd_open, pidfd_send_signal, sealed_memfd
 from sampan.runtime import trace
 
 TYPE_CHECKING = False
@@ -44,38 +45,39 @@ def preload() -> None:
 
 
 def _run(name: str, hook: Hook, document: bytes) -> None:
-    stdin_reader, stdin = os.pipe2(os.O_CLOEXEC)
-    output, output_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     path = hook["path"]
     environment = dict(entry.partition("=")[::2] for entry in hook.get("env") or [])
+    # A file, not a pipe: it has room for any state, and a hook that does not read it holds nobody up.
+    state = sealed_memfd("state", document)
+    output, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        os.set_blocking(output_writer, True)
+        os.lseek(state, 0, os.SEEK_SET)
+        os.set_blocking(writer, True)
         pid = os.posix_spawn(
             path,
             hook.get("args") or [path],
             environment,
             file_actions=[
-                (os.POSIX_SPAWN_DUP2, stdin_reader, 0),
-                (os.POSIX_SPAWN_DUP2, output_writer, 1),
-                (os.POSIX_SPAWN_DUP2, output_writer, 2),
+                (os.POSIX_SPAWN_DUP2, state, 0),
+                (os.POSIX_SPAWN_DUP2, writer, 1),
+                (os.POSIX_SPAWN_DUP2, writer, 2),
             ],
             setsigmask=[],
             setsigdef=[_signal.SIGPIPE],
         )
     except OSError as error:
-        os.close(stdin)
         os.close(output)
         raise StageFailed(name, error, path=path) from None
     finally:
-        os.close(stdin_reader)
-        os.close(output_writer)
+        os.close(state)
+        os.close(writer)
     try:
-        _feed_and_wait(name, pid, stdin, output, hook, document)
+        _wait(name, pid, output, hook)
     finally:
         os.close(output)
 
 
-def _feed_and_wait(name: str, pid: int, stdin: int, output: int, hook: Hook, document: bytes) -> None:
+def _wait(name: str, pid: int, output: int, hook: Hook) -> None:
     timeout = hook.get("timeout")
     deadline = time.monotonic() + timeout if timeout else None
     pidfd = pidfd_open(pid)
@@ -84,14 +86,6 @@ def _feed_and_wait(name: str, pid: int, stdin: int, output: int, hook: Hook, doc
     poll.register(pidfd, select.POLLIN)
     poll.register(output, select.POLLIN)
     try:
-        try:
-            # The document fits in a pipe; a hook that does not read it is no fault.
-            os.set_blocking(stdin, False)
-            os.write(stdin, document)
-        except OSError:
-            pass
-        finally:
-            os.close(stdin)
         while True:
             left = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000))
             ready = dict(poll.poll(left))
@@ -103,10 +97,10 @@ def _feed_and_wait(name: str, pid: int, stdin: int, output: int, hook: Hook, doc
             if pidfd in ready:
                 said = (said + _read(output))[-_MOST_OUTPUT:]
                 break
-            if not ready and deadline is not None and time.monotonic() >= deadline:
-                pidfd_send_signal(pidfd, 9)
+            if deadline is not None and time.monotonic() >= deadline:
+                pidfd_send_signal(pidfd, _signal.SIGKILL)
                 os.waitpid(pid, 0)
-                cause = OSError(110, f"still running after {timeout} s")
+                cause = OSError(errno.ETIMEDOUT, f"still running after {timeout} s")
                 raise StageFailed(name, cause, path=hook["path"])
     finally:
         os.close(pidfd)
