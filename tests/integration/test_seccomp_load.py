@@ -4,12 +4,15 @@ import errno
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sampan.linux import seccomp as kernel
+from sampan.linux.mount import MNT_DETACH, mount, umount
 from sampan.linux.process import PR_SET_NO_NEW_PRIVS, prctl
+from sampan.runtime import seccomp
 from sampan.runtime.seccomp import Filter, compile_filter
 from sampan.runtime.seccomp_default import profile
 
@@ -34,6 +37,20 @@ def under(found: Filter, work: Callable[[], None]) -> int:
 
 def deny(**rule: Any) -> Filter:
     return compile_filter({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], **rule}]})
+
+
+def test_a_filter_that_the_disk_has_no_room_for_is_not_kept_in_part(tmp_path: Path) -> None:
+    section = profile(["CAP_CHOWN"])
+    whole = compile_filter(section).bpf
+    assert len(whole) > 4096
+    mount("tmpfs", str(tmp_path), "tmpfs", 0, "size=4k")
+    try:
+        for _ in range(2):
+            seccomp._compiled.clear()
+            assert compile_filter(section, cache=str(tmp_path)).bpf == whole
+        assert os.listdir(tmp_path) == []
+    finally:
+        umount(str(tmp_path), MNT_DETACH)
 
 
 def test_errno() -> None:
@@ -72,8 +89,3 @@ def test_a_listener_is_a_descriptor() -> None:
 def test_a_program_that_is_none_is_refused() -> None:
     with pytest.raises(OSError, match="Invalid argument"):
         kernel.load(b"\xff" * 8)
-
-
-def test_the_kernel_knows_its_actions() -> None:
-    assert kernel.action_available(0x7FFF0000)
-    assert not kernel.action_available(0x12340000)

@@ -42,7 +42,6 @@ _OPERATORS = {
     "SCMP_CMP_GT": 6,
     "SCMP_CMP_MASKED_EQ": 7,
 }
-_MASKED_EQ = 7
 #: The filter's flags by their OCI names. A container's init has one thread, so TSYNC has nothing to do.
 _FLAGS = {
     "SECCOMP_FILTER_FLAG_TSYNC": 0,
@@ -304,16 +303,20 @@ def _from_disk(directory: str, key: str) -> bytes:
 
 
 def _to_disk(directory: str, key: str, bpf: bytes) -> None:
-    """Keep a program; a cache that cannot be written costs time, nothing else."""
+    """Keep a program, whole or not at all; a cache that cannot be written costs time, nothing else."""
     entry = _entry(directory, key)
     temporary = f"{entry}.{os.getpid()}"
     try:
         os.makedirs(directory, 0o700, exist_ok=True)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, bpf)
-        finally:
-            os.close(fd)
-        os.rename(temporary, entry)
     except OSError:
         return
+    try:
+        if os.write(fd, bpf) == len(bpf):
+            os.rename(temporary, entry)
+        else:
+            os.unlink(temporary)  # the disk is full
+    except OSError:
+        os.unlink(temporary)
+    finally:
+        os.close(fd)
