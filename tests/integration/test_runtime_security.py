@@ -330,6 +330,22 @@ def test_only_the_groups_asked_for(box: Box) -> None:
         os.setgroups([])
 
 
+@pytest.mark.parametrize("kind", ["file", "fifo"])
+def test_no_file_of_the_image_keeps_the_callers_groups(box: Box, kind: str) -> None:
+    box.config["mounts"] = [mount for mount in box.config["mounts"] if mount["destination"] != "/proc"]
+    (box.rootfs / "proc/self").mkdir(parents=True)
+    if kind == "file":
+        (box.rootfs / "proc/self/setgroups").write_text("deny\n")
+    else:
+        os.mkfifo(box.rootfs / "proc/self/setgroups")
+    box.process["user"] = {"uid": 33, "gid": 33}
+    os.setgroups([0, 4, 27])
+    try:
+        assert box.sh("id -G") == "33"
+    finally:
+        os.setgroups([])
+
+
 # Between fork and exec.
 
 

@@ -85,7 +85,7 @@ def mount_option(fstype: str, label: str) -> list[str]:
 def _write(names: tuple[str, ...], text: str) -> None:
     for number, name in enumerate(names):
         try:
-            fd = os.open(f"/proc/thread-self/attr/{name}", os.O_WRONLY | os.O_CLOEXEC)
+            fd = os.open(f"/proc/thread-self/attr/{name}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             if number == len(names) - 1:
                 raise

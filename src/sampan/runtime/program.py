@@ -13,6 +13,7 @@ import stat
 import sys
 
 from sampan.linux import pty, seccomp
+from sampan.linux.mount import PROC_SUPER_MAGIC, filesystem_type
 from sampan.linux.process import CLOSE_RANGE_CLOEXEC, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, close_range, prctl
 from sampan.linux.resolve import make_dirs, open_in_root
 from sampan.linux.syscall import libc
@@ -284,11 +285,13 @@ def _own_streams(process: Process) -> None:
 
 def _may_set_groups() -> bool:
     try:
-        fd = os.open("/proc/self/setgroups", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # Not held up by a pipe of that name.
+        fd = os.open("/proc/self/setgroups", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return True
     try:
-        return os.read(fd, 16).strip() != b"deny"
+        # Of a file of the image's nothing is believed: a "deny" in it would leave the runtime's groups to the program.
+        return filesystem_type(fd) != PROC_SUPER_MAGIC or os.read(fd, 16).strip() != b"deny"
     finally:
         os.close(fd)
 
