@@ -106,6 +106,17 @@ def test_without_criu_it_is_said_so(box: Box, tmp_path: Path, monkeypatch: pytes
     assert os.listdir(box.handler.root) == []
 
 
+def test_a_restore_into_the_group_of_others_ends_nobody(box: Box, tmp_path: Path) -> None:
+    created = box.create("sleep", "100")
+    box.handler.start(box.container_id)
+    config = {**box.config, "linux": {**box.linux, "cgroupsPath": f"/sampan/{box.container_id}"}}
+    with pytest.raises(WrongState, match="has processes already"):
+        box.handler.restore("other", str(box.bundle), Stdio(), Options(str(tmp_path)), config=config)
+    assert box.handler.state(box.container_id)["status"] == "running"
+    assert os.listdir(box.handler.root) == [box.container_id]
+    box.discard(created)
+
+
 def test_what_does_not_run_is_not_checkpointed(box: Box, tmp_path: Path) -> None:
     created = box.create("true")
     box.handler.start(box.container_id)

@@ -177,12 +177,7 @@ class Creation:
         resources = linux.get("resources") or {}
         group = open_group(self.record["cgroup"], systemd=self.options.systemd_cgroup)
         trace.step("make cgroup", group.path)
-        if group.exists() and group.pids():
-            # Its end would be theirs too, and the other way round.
-            raise WrongState(
-                f"cgroup {group.path} has processes already",
-                hint="another container is in it: give this one a linux.cgroupsPath of its own",
-            )
+        refuse_occupied(group)
         self._group = group
         try:
             group.create()
@@ -323,6 +318,19 @@ class Creation:
         fds, self._fds = self._fds, []
         for fd in fds:
             os.close(fd)
+
+
+def refuse_occupied(group: Group) -> None:
+    """Refuse a group that others are in: a container's end would be theirs too, and the other way round.
+
+    Raises:
+        WrongState: It has processes.
+    """
+    if group.exists() and group.pids():
+        raise WrongState(
+            f"cgroup {group.path} has processes already",
+            hint="another container is in it: give this one a linux.cgroupsPath of its own",
+        )
 
 
 def default_cgroup(container_id: str, options: Options) -> str:

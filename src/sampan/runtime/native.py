@@ -237,11 +237,12 @@ class NativeHandler:
         checked = validate(read_config(f"{bundle}/config.json") if config is None else config)
         if options is None:
             options = Options(systemd_cgroup=self.systemd_cgroup)
-        from sampan.runtime.create import Creation
+        from sampan.runtime.create import Creation, refuse_occupied
 
         record = Creation(directory, bundle, checked, stdio, options).record
-        directory.make()
         group = self._group(record)
+        refuse_occupied(group)
+        directory.make()
         try:
             directory.store(record)
             directory.write("config.json", dumps(checked))
