@@ -3,6 +3,7 @@
 import builtins
 import errno
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -146,9 +147,10 @@ class Images:
         if not isinstance(output, str):
             self._write(canonical, output, "standard output")
             return
-        partial = f"{output}.partial"
+        # Not a name that others could have prepared: the folder may be anybody's.
+        partial = f"{output}.{secrets.token_hex(8)}.partial"
         try:
-            with _writing(output), open(partial, "wb") as file:
+            with _writing(output), open(partial, "xb") as file:
                 self._write(canonical, file, output)
                 file.flush()
                 os.fsync(file.fileno())
