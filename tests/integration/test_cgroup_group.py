@@ -9,7 +9,8 @@ import pytest
 
 from sampan.cgroup import Group, mode, open_group
 from sampan.cgroup.hierarchy import layout, parse_proc_cgroup, read_file
-from sampan.errors import InvalidInput, SampanError
+from sampan.cgroup.v1 import GroupV1
+from sampan.errors import InvalidInput, SampanError, TimedOut
 
 pytestmark = pytest.mark.root
 
@@ -147,6 +148,18 @@ def test_privileged_devices_allow_everything(group: Group) -> None:
     v1_only()
     group.set_devices([{"allow": True, "access": "rwm"}])
     assert read_file(f"{group.paths()['devices']}/devices.list") == "a *:* rwm\n"
+
+
+class Unfreezable(GroupV1):
+    def freeze(self) -> None:
+        raise TimedOut("one of them waits for a disk")
+
+
+def test_one_process_that_cannot_be_frozen_saves_no_other(group: Group) -> None:
+    v1_only()
+    pids = [spawn(group), spawn(group)]
+    Unfreezable(group.path).kill(signal.SIGTERM)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [signal.SIGTERM, signal.SIGTERM]
 
 
 def test_a_frozen_process_dies_when_killed(group: Group) -> None:

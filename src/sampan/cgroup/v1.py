@@ -169,7 +169,10 @@ class GroupV1(Group):
             signal_pids(pids, signal)
             return
         # Frozen, the group cannot fork while the list is walked.
-        self.freeze()
+        try:
+            self.freeze()
+        except TimedOut:
+            pass  # a process in an uninterruptible wait: the others get their signal all the same
         try:
             signal_pids(self.pids(), signal)
         finally:
