@@ -37,8 +37,12 @@ class OomWatch:
     def v1(cls, directory: str) -> OomWatch:
         """Watch a v1 memory group (cgroup-v1/memory, "OOM Control")."""
         control = f"{directory}/memory.oom_control"
-        watched = os.open(control, os.O_RDONLY | os.O_CLOEXEC)
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            watched = os.open(control, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            os.close(fd)
+            raise
         watch = cls(fd, select.POLLIN, control, watched)
         try:
             write_file(f"{directory}/cgroup.event_control", f"{fd} {watched}")
