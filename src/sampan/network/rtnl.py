@@ -63,7 +63,9 @@ class Kernel:
         if data:
             self._socket.sendall(data)
         while not exchange.complete:
-            received, _ancillary, flags, _address = self._socket.recvmsg(_RECEIVE)
+            received, _ancillary, flags, (sender, _groups) = self._socket.recvmsg(_RECEIVE)
+            if sender != 0:
+                continue  # not the kernel: whoever has CAP_NET_ADMIN in the namespace can send to this socket
             if flags & socket.MSG_TRUNC:
                 raise OSError(errno.EMSGSIZE, "netlink answer cut short")
             exchange.feed(received)
