@@ -231,6 +231,31 @@ def test_a_bad_file_system_option_says_what_the_kernel_said(box: Box) -> None:
         box.create("true")
 
 
+@pytest.mark.parametrize("option", ["sync", "dirsync", "lazytime"])
+def test_options_of_the_superblock(box: Box, option: str) -> None:
+    _mount(box, "/data", "tmpfs", option, fstype="tmpfs")
+    assert option in _options_of(box, "/data")
+
+
+def test_an_option_that_the_kernel_has_no_more_is_named(box: Box) -> None:
+    _mount(box, "/data", "tmpfs", "iversion", fstype="tmpfs")
+    with pytest.raises(StageFailed, match="iversion"):
+        box.create("true")
+
+
+def test_a_remount_changes_what_is_mounted(box: Box, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    _mount(box, "/dev/shm", "shm", "remount", "ro", "nosymfollow", "size=64k", fstype="tmpfs")
+    assert {"ro", "nosymfollow", "nosuid", "size=64k"} <= set(_options_of(box, "/dev/shm"))
+    _mount(box, "/data", source, "bind")
+    _mount(box, "/data", source, "bind", "remount", "ro", "noexec")
+    assert {"ro", "noexec"} <= set(_options_of(box, "/data"))
+    _mount(box, "/etc", "tmpfs", "remount", "ro", fstype="tmpfs")
+    with pytest.raises(StageFailed, match='mount "tmpfs" at /etc: EINVAL'):
+        box.create("true")
+
+
 def test_cgroup_mount_shows_the_containers_own(box: Box) -> None:
     box.config["mounts"].append(
         {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"]}

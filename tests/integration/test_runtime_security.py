@@ -157,6 +157,20 @@ def test_the_console_is_bound_on_the_inode_that_was_opened(box: Box) -> None:
         box.create("true")
 
 
+@pytest.mark.parametrize("link", ["/proc/self/attr/exec", "/proc/sysrq-trigger", "../etc/passwd"])
+def test_the_console_does_not_go_through_a_link(box: Box, link: str) -> None:
+    """Over what the runtime writes to, or the masks hide, a terminal would take their place."""
+    box.process["terminal"] = True
+    box.config["mounts"] = [one for one in box.config["mounts"] if one["destination"] != "/dev"]
+    (box.rootfs / "dev").mkdir(exist_ok=True)
+    (box.rootfs / "dev" / "console").symlink_to(link)
+    with pytest.raises(StageFailed, match="bind console at /dev/console: ELOOP"):
+        box.create("true")
+    (box.rootfs / "dev" / "console").unlink()
+    created = box.create("true")
+    box.discard(created)
+
+
 # destinations swapped while they are mounted: CVE-2021-30465
 
 
@@ -347,6 +361,102 @@ def test_no_file_of_the_image_keeps_the_callers_groups(box: Box, kind: str) -> N
 
 
 # Between fork and exec.
+
+
+def _spy(pid: int, mark: str) -> tuple[int, int]:
+    """A process of the container that may trace: for each process that comes, what it executes and its root.
+
+    Returns:
+        Its pid, and a pipe from which what it saw is read once it is killed: lines of ``exe`` and ``host``.
+    """
+    from sampan.linux import capabilities
+    from sampan.linux.namespaces import CLONE_NEWNS, CLONE_NEWPID, setns
+
+    reader, writer = os.pipe()
+    ready, tell = os.pipe()
+    outer = os.fork()
+    if outer:
+        os.close(writer)
+        os.close(tell)
+        assert os.read(ready, 1) == b"!"
+        os.close(ready)
+        return outer, reader
+    pidfd = os.pidfd_open(pid)
+    setns(pidfd, CLONE_NEWNS | CLONE_NEWPID)
+    if os.fork() == 0:
+        allowed = capabilities.mask(["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_KILL"])
+        capabilities.set_sets(allowed, allowed, 0)
+        os.write(tell, b"!")
+        seen = set(os.listdir("/proc"))
+        while True:
+            for name in os.listdir("/proc"):
+                if name in seen or not name.isdigit():
+                    continue
+                try:
+                    exe = os.readlink(f"/proc/{name}/exe")
+                    host = os.path.exists(f"/proc/{name}/root{mark}")
+                except OSError:
+                    continue
+                os.write(writer, f"{exe} {'host' if host else ''}\n".encode())
+    os.close(writer)
+    os.wait()
+    os._exit(0)
+
+
+@pytest.mark.slow
+def test_who_may_trace_sees_nothing_of_the_host_in_an_exec(box: Box, tmp_path: Path) -> None:
+    """With CAP_SYS_PTRACE a process that is not dumpable can be opened all the same: it must be worth nothing."""
+    from sampan.linux.syscall import X86_64
+
+    if not X86_64 or apparmor.enabled():
+        pytest.skip("the trampoline is for x86-64, and AppArmor keeps tracers away")
+    mark = tmp_path / "mark"
+    mark.touch()
+    for kind in ("bounding", "permitted", "effective"):
+        box.process["capabilities"][kind].append("CAP_SYS_PTRACE")
+    created = box.create("sleep", "1000")
+    box.handler.start(box.container_id)
+    # As a monitor's, which is sealed, the interpreter is known by its name: no file of the machine may be seen.
+    spy, reader = _spy(created.pid, str(mark))
+    try:
+        for terminal in (False, True):
+            for _ in range(40):
+                process = {**box.process, "args": ["true"], "terminal": terminal}
+                one = box.handler.exec(box.container_id, process, Stdio())
+                if one.console >= 0:
+                    os.close(one.console)
+                os.waitpid(one.pid, 0)
+    finally:
+        box.discard(created)  # which ends the spy with its namespace
+        os.waitpid(spy, 0)
+    with open(reader) as file:
+        lines = file.read().splitlines()
+    assert lines
+    assert [line for line in lines if line.endswith(" host")] == []
+
+
+@pytest.mark.slow
+def test_the_command_enters_who_may_trace_from_a_sealed_copy(box: Box, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    for kind in ("bounding", "permitted", "effective"):
+        box.process["capabilities"][kind].append("CAP_SYS_PTRACE")
+    created = box.create("sleep", "1000")
+    box.handler.start(box.container_id)
+    spy, reader = _spy(created.pid, str(tmp_path))
+    runtime = str(Path(sys.executable).parent / "sampan-runtime")
+    try:
+        for _ in range(15):
+            command = [runtime, "--root", box.handler.root, "exec", box.container_id, "sh", "-c", "exit 3"]
+            assert subprocess.run(command, check=False).returncode == 3
+    finally:
+        box.discard(created)
+        os.waitpid(spy, 0)
+    with open(reader) as file:
+        lines = file.read().splitlines()
+    assert lines
+    assert {line for line in lines if "python" in line or line.endswith(" host")} == set()
 
 
 def test_nobody_can_look_into_a_process_that_is_being_set_up(box: Box) -> None:

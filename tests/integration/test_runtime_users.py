@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from runtime_bundle import Box, read_terminal
 
+from sampan.errors import StageFailed
 from sampan.runtime.sandbox import create_sandbox, destroy_sandbox
 
 pytestmark = pytest.mark.root
@@ -63,6 +64,18 @@ def test_limits_and_terminal_and_user_in_a_user_namespace(box: Box) -> None:
     os.close(created.console)
     os.waitpid(created.pid, 0)
     assert output.split() == ["33", "33", "44", "64", "/dev/pts/0", "10"]
+
+
+def test_devices_in_a_user_namespace_are_those_that_were_asked_for(box: Box) -> None:
+    _own(box)
+    box.linux["devices"] = [
+        {"type": "c", "path": "/dev/full", "major": 1, "minor": 7},
+        {"type": "p", "path": "/dev/pipe", "fileMode": 0o640, "uid": 5, "gid": 6},
+    ]
+    assert box.sh("stat -c %t:%T /dev/full; stat -c '%F %a %u:%g' /dev/pipe") == "1:7\nfifo 640 5:6"
+    box.linux["devices"][0]["minor"] = 5
+    with pytest.raises(StageFailed, match="make device at /dev/full: EINVAL: the machine has something else there"):
+        box.create("true")
 
 
 def test_a_bind_whose_parents_the_user_may_not_search(box: Box, tmp_path: Path) -> None:

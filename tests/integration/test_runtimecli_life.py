@@ -264,8 +264,8 @@ def test_errors_go_to_the_log_as_json(runtime: Runtime) -> None:
 
 
 def test_misuse_is_one_line(runtime: Runtime) -> None:
+    assert len(runtime.run("frobnicate", code=3).stderr.splitlines()) == 1
     for args in (
-        ["frobnicate"],
         ["run"],
         ["run", "a", "b"],
         ["run", "--nope", "a"],
@@ -287,6 +287,59 @@ def test_a_trace_names_the_steps(runtime: Runtime) -> None:
     trace = runtime.bundle / "trace.json"
     runtime.run("--trace-file", str(trace), "run", "c1")
     assert any(event["name"] == "pivot root" for event in json.loads(trace.read_text())["traceEvents"])
+
+
+def test_the_trace_of_a_failure_ends_with_what_failed(runtime: Runtime) -> None:
+    runtime.config["mounts"].append({"destination": "/bad", "type": "tmpfs", "source": "x", "options": ["nonsense"]})
+    runtime.configure("true")
+    said = runtime.run("--trace", "run", "c1", code=1).stderr
+    steps = [line for line in said.splitlines() if " ms  " in line]
+    assert any("runtime" in step and "make cgroup" in step for step in steps)
+    assert 'init     mount "tmpfs"  /bad' in steps[-1]
+    assert "Unknown parameter 'nonsense'" in said
+
+
+def test_debug_tells_each_step_in_the_log(runtime: Runtime) -> None:
+    runtime.configure("true")
+    log = runtime.bundle / "log"
+    assert runtime.run("--debug", "--log", str(log), "--log-format", "json", "run", "c1").stderr == ""
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {entry["level"] for entry in entries} == {"debug"}
+    assert any(entry["msg"].startswith("init: pivot root at ") for entry in entries)
+
+
+def test_all_faults_come_before_the_terminals(runtime: Runtime) -> None:
+    runtime.config["linux"]["namespaces"].append({"type": "moon"})
+    runtime.config["process"]["cwd"] = "here"
+    runtime.configure("true", terminal=True)
+    for command in ("create", "run"):
+        said = runtime.run(command, "--console-socket", "/none", "c1", code=1).stderr
+        assert "process.cwd" in said
+        assert "linux.namespaces[6].type" in said
+
+
+def test_exec_into_groups_below(runtime: Runtime) -> None:
+    runtime.start("c1")
+    path = runtime.config["linux"]["cgroupsPath"].lstrip("/")
+    below = [group / "below" for group in Path("/sys/fs/cgroup").glob(f"*/{path}")] or [
+        Path("/sys/fs/cgroup", path, "below")
+    ]
+    for directory in below:
+        directory.mkdir()
+        if directory.parts[4] == "cpuset":
+            for name in ("cpuset.cpus", "cpuset.mems"):
+                (directory / name).write_text((directory.parent / name).read_text())
+    show = ("c1", "/bin/busybox", "cat", "/proc/self/cgroup")
+    unified = len(below) == 1
+    groups = runtime.run("exec", "--cgroup", "/below/", *show).stdout.split()
+    assert {line.split(":")[2] for line in groups if line.split(":")[1] or unified} >= {"/below"}
+    if not unified:
+        groups = runtime.run("exec", "--cgroup", "pids,freezer:below", *show).stdout.split()
+        found = {line.split(":")[1]: line.split(":")[2] for line in groups}
+        assert (found["pids"], found["freezer"], found["memory"]) == ("/below", "/below", "/")
+    assert "ENOENT" in runtime.run("exec", "--cgroup", "none", *show, code=255).stderr
+    wrong = runtime.run("exec", "--cgroup", "nonsense:below", *show, code=255).stderr
+    assert "nonsense" in wrong or "one hierarchy" in wrong
 
 
 def test_sockets_of_systemd_are_passed_on(runtime: Runtime) -> None:

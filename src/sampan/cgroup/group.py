@@ -87,8 +87,16 @@ class Group:
         """
         raise NotImplementedError
 
-    def joiner(self) -> Joiner:
-        """Files for a child that will have lost sight of the hierarchies."""
+    def joiner(self, below: dict[str, str] | None = None) -> Joiner:
+        """Files for a child that will have lost sight of the hierarchies.
+
+        Args:
+            below: Controller -> path of a group below this one to be joined instead, which is there; an empty name
+                stands for all controllers that are not named.
+
+        Raises:
+            InvalidInput: There is no such controller.
+        """
         raise NotImplementedError
 
     def fd(self) -> int:
@@ -158,12 +166,13 @@ class Group:
         raise NotImplementedError
 
 
-def write(stage: str, path: str, value: str) -> None:
-    """Write a limit and name it in the error."""
+def write(stage: str, path: str, value: str, *, field: str = "") -> None:
+    """Write a limit and name it in the error, with the field that asked for it."""
     try:
         hierarchy.write_file(path, value)
     except OSError as error:
-        raise StageFailed(f"set {stage} to {value!r}", error, path=path) from error
+        hint = f"asked for by linux.resources.{field}" if field else ""
+        raise StageFailed(f"set {stage} to {value!r}", error, path=path, hint=hint) from error
 
 
 def signal_pids(pids: list[int], signal: int) -> None:

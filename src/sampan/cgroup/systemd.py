@@ -132,8 +132,8 @@ class SystemdGroup(Group):
         self._inner.join(pid)
         self._let_go()
 
-    def joiner(self) -> Joiner:
-        return self._inner.joiner()
+    def joiner(self, below: dict[str, str] | None = None) -> Joiner:
+        return self._inner.joiner(below)
 
     def fd(self) -> int:
         return self._inner.fd()

@@ -16,7 +16,7 @@ import time
 from sampan.cgroup import devices, hierarchy, v1_limits, v1_stats
 from sampan.cgroup.group import SIGKILL, Group, Joiner, signal_pids, write
 from sampan.cgroup.oom import OomWatch
-from sampan.errors import StageFailed, TimedOut, Unsupported
+from sampan.errors import InvalidInput, StageFailed, TimedOut, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,21 +70,37 @@ class GroupV1(Group):
             except OSError as error:
                 raise StageFailed(f"join cgroup with process {pid}", error) from error
 
-    def joiner(self) -> Joiner:
+    def joiner(self, below: dict[str, str] | None = None) -> Joiner:
         # "0" written to v1's `tasks`, not to cgroup.procs: a single thread that moves itself needs no global lock.
         fds: list[int] = []
         joiner = Joiner(fds)
         try:
-            for directory in self._v1_directories():
+            for directory in self._below(below) if below else self._v1_directories():
                 fds += (os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC),)
         except OSError as error:
             joiner.close()
             raise StageFailed("join cgroup", error) from error
         return joiner
 
-    def _v1_directories(self) -> list[str]:
+    def _below(self, below: dict[str, str]) -> list[str]:
+        """The directories to join, where some are below the group's own; those of controllers may be one."""
+        controllers = hierarchy.layout().controllers
+        for name in below:
+            if name and name not in controllers:
+                raise InvalidInput(f"no hierarchy of cgroup v1 has the controller {name!r}", field="cgroup")
+        chosen = {controllers[name]: path for name, path in below.items() if name}
+        return [
+            f"{directory}/{path}".rstrip("/")
+            for point, directory in zip(self._v1_points(), self._v1_directories(), strict=True)
+            for path in (chosen.get(point, below.get("", "")),)
+        ]
+
+    def _v1_points(self) -> list[str]:
         unified = hierarchy.layout().unified
-        return [point + path for point, path in self._points.items() if point != unified]
+        return [point for point in self._points if point != unified]
+
+    def _v1_directories(self) -> list[str]:
+        return [point + self._points[point] for point in self._v1_points()]
 
     def fd(self) -> int:
         directory = self._directories.get("")

@@ -41,7 +41,7 @@ class _Files:
     def put(self, controller: str, name: str, value: object, field: str) -> None:
         path = self.path(controller, name, field)
         try:
-            write(f"cgroup {name}", path, str(value))
+            write(f"cgroup {name}", path, str(value), field=field)
         except StageFailed as error:
             if error.errno == errno.ENOENT and os.path.isdir(os.path.dirname(path)):
                 raise Unsupported(f"linux.resources.{field}: this kernel has no {name}") from error
@@ -140,14 +140,26 @@ def _memory(files: _Files, memory: dict[str, Any]) -> None:
     _memory_and_swap(files, limit, swap)
     if memory.get("reservation"):
         files.put("memory", "memory.soft_limit_in_bytes", memory["reservation"], "memory.reservation")
+    if memory.get("kernel"):
+        _kernel_memory(files, memory["kernel"])
     if memory.get("kernelTCP"):
         files.put("memory", "memory.kmem.tcp.limit_in_bytes", memory["kernelTCP"], "memory.kernelTCP")
-    if memory.get("disableOOMKiller"):
-        files.put("memory", "memory.oom_control", 1, "memory.disableOOMKiller")
+    if memory.get("useHierarchy") is not None and files.has("memory", "memory.use_hierarchy"):
+        files.put("memory", "memory.use_hierarchy", int(memory["useHierarchy"]), "memory.useHierarchy")
+    disable = memory.get("disableOOMKiller")
+    if disable or (disable is not None and files.has("memory", "memory.oom_control")):
+        files.put("memory", "memory.oom_control", int(disable), "memory.disableOOMKiller")
     if memory.get("swappiness") is not None:
-        if not 0 <= memory["swappiness"] <= 100:
-            raise InvalidInput(f"{memory['swappiness']} is not in 0 to 100", field="linux.resources.memory.swappiness")
         files.put("memory", "memory.swappiness", memory["swappiness"], "memory.swappiness")
+
+
+def _kernel_memory(files: _Files, limit: int) -> None:
+    """Kernels since 5.16 take a limit of kernel memory and do not keep it; no limit is what they have anyway."""
+    files.put("memory", "memory.kmem.limit_in_bytes", limit, "memory.kernel")
+    if 0 < limit < hierarchy.read_int(f"{files.directories['memory']}/memory.kmem.limit_in_bytes"):
+        raise Unsupported(
+            "linux.resources.memory.kernel: this kernel does not limit its own memory", hint="memory.limit includes it"
+        )
 
 
 def _refuse_below_usage(files: _Files, limit: int) -> None:

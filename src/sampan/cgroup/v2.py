@@ -12,7 +12,7 @@ import time
 from sampan.cgroup import device_program, devices, hierarchy, v2_limits, v2_stats
 from sampan.cgroup.group import SIGKILL, Group, Joiner, signal_pids, write
 from sampan.cgroup.oom import OomWatch
-from sampan.errors import StageFailed, TimedOut, Unsupported
+from sampan.errors import InvalidInput, StageFailed, TimedOut, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,9 +75,12 @@ class GroupV2(Group):
         except OSError as error:
             raise StageFailed(f"join cgroup with process {pid}", error) from error
 
-    def joiner(self) -> Joiner:
+    def joiner(self, below: dict[str, str] | None = None) -> Joiner:
+        if below and set(below) != {""}:
+            raise InvalidInput("cgroup v2 has one hierarchy for all controllers", field="cgroup")
+        directory = f"{self._directory}/{below['']}" if below else self._directory_to_join()
         try:
-            return Joiner([os.open(f"{self._directory_to_join()}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)])
+            return Joiner([os.open(f"{directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)])
         except OSError as error:
             raise StageFailed("join cgroup", error) from error
 

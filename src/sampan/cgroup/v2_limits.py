@@ -64,7 +64,7 @@ class _Files:
 
     def put(self, name: str, value: object, field: str) -> None:
         try:
-            write(f"cgroup {name}", f"{self.directory}/{name}", str(value))
+            write(f"cgroup {name}", f"{self.directory}/{name}", str(value), field=field)
         except StageFailed as error:
             if error.errno == errno.ENOENT and os.path.isdir(self.directory):
                 raise Unsupported(
@@ -124,6 +124,13 @@ def _memory(files: _Files, memory: dict[str, Any]) -> None:
     for key in ("kernel", "kernelTCP"):
         if memory.get(key):
             raise Unsupported(f"linux.resources.memory.{key}: cgroup v2 counts it with the rest")
+    for key, refused in (
+        ("swappiness", memory.get("swappiness") is not None),
+        ("disableOOMKiller", memory.get("disableOOMKiller")),
+        ("useHierarchy", memory.get("useHierarchy") is False),
+    ):
+        if refused:
+            raise Unsupported(f"linux.resources.memory.{key}: cgroup v2 has nothing of the kind")
     if limit == _UNLIMITED and not swap:
         swap = _UNLIMITED
     if swap:
@@ -163,6 +170,8 @@ def _block_io(files: _Files, io: dict[str, Any]) -> None:
         else:
             files.put("io.weight", io_weight(io["weight"]), "blockIO.weight")
     for device in io.get("weightDevice") or ():
+        if device.get("leafWeight"):
+            raise Unsupported("linux.resources.blockIO.weightDevice: cgroup v2 has no leafWeight")
         if device.get("weight"):
             line = f"{device['major']}:{device['minor']} {device['weight']}"
             files.put("io.bfq.weight", line, "blockIO.weightDevice")

@@ -41,9 +41,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "state": ("state", "<container-id>", "output the state of a container"),
     "update": ("resources", "<container-id>", "change the limits of a container"),
 }
+#: Exit code, as runc has it.
+_NO_SUCH_COMMAND = 3
 
 _GLOBAL = (
-    Option("debug", FLAG, "tell more in the log"),
+    Option("debug", FLAG, "tell each step in the log"),
     Option("log", VALUE, "file to append the log to (default: standard error)"),
     Option("log-format", VALUE, "text (default) or json"),
     Option("root", VALUE, "directory of the containers' state, best on a tmpfs"),
@@ -77,6 +79,13 @@ class Context:
         self.criu = parsed.value("criu")
         self.trace = parsed.flag("trace")
         self.trace_file = parsed.value("trace-file")
+        if parsed.value("rootless", "auto") not in ("true", "false", "auto"):
+            raise InvalidInput("is none of true, false, auto", field="--rootless")
+
+    @property
+    def traces(self) -> bool:
+        """Whether the steps are recorded."""
+        return bool(self.debug or self.trace or self.trace_file)
 
     def handler(self) -> NativeHandler:
         """The runtime on this root."""
@@ -157,7 +166,7 @@ def run(arguments: list[str]) -> int:
         context = Context(parsed)
         name, *rest = parsed.operands
         if name not in COMMANDS:
-            raise InvalidInput(f"no command {name!r}", hint=f"{NAME} --help lists them")
+            return _failed(context, f"no command {name!r} ({NAME} --help lists them)", _NO_SUCH_COMMAND)
         return _dispatch(context, name, rest)
     except SampanError as error:
         return _failed(context, str(error), 1)
@@ -168,7 +177,8 @@ def _dispatch(context: Context, name: str, rest: list[str]) -> int:
     parsed = parse(options, rest, interspersed=name != "exec" and name != "ps")
     if parsed.flag("help"):
         return _help([name])
-    if context.trace or context.trace_file:
+    _check_operands(name, parsed)
+    if context.traces:
         from sampan.runtime import trace
 
         trace.start()
@@ -177,8 +187,15 @@ def _dispatch(context: Context, name: str, rest: list[str]) -> int:
     except SampanError as error:
         return _failed(context, _worded(name, error), 255 if name == "exec" else 1)
     finally:
-        if context.trace or context.trace_file:
+        if context.traces:
             _write_trace(context)
+
+
+def _check_operands(name: str, parsed: Parsed) -> None:
+    if COMMANDS[name][1]:
+        container_id(parsed, exactly=False)
+    elif parsed.operands:
+        raise InvalidInput(f"{name} takes no arguments, not {parsed.operands[0]!r}", hint="see --help")
 
 
 def _worded(name: str, error: SampanError) -> str:
@@ -209,7 +226,10 @@ def _load(name: str) -> tuple[Callable[[Context, Parsed], int], tuple[Option, ..
 def _write_trace(context: Context) -> None:
     from sampan.runtime import trace
 
-    if context.trace_file:
+    if not (context.trace or context.trace_file):
+        for who, step, path, _, length in trace.spans():
+            context.report("debug", f"{who}: {step}{f' at {path}' if path else ''}: {length / 1e6:.3f} ms")
+    elif context.trace_file:
         fd = os.open(context.trace_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             write_all(fd, trace.chrome().encode())

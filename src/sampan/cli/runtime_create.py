@@ -11,6 +11,7 @@ from sampan.errors import InvalidInput, SampanError, StageFailed
 from sampan.runtime.handler import Stdio
 from sampan.runtime.native import read_config
 from sampan.runtime.options import Options
+from sampan.spec.runtime_config import validate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def command_create(context: Context, parsed: Parsed) -> int:
     name = container_id(parsed)
     bundle = parsed.value("bundle") or os.getcwd()
     config = _config(bundle)
-    check_console(config.get("process"), parsed.value("console-socket"), detach=True)
+    _check(config, parsed, detach=True)
     _create(context, parsed, name, bundle, config)
     keep(context.handler(), name)
     return 0
@@ -61,9 +62,9 @@ def command_run(context: Context, parsed: Parsed) -> int:
     bundle = parsed.value("bundle") or os.getcwd()
     detach = parsed.flag("detach")
     config = _config(bundle)
+    _check(config, parsed, detach=detach)
     if not config.get("process"):
         raise InvalidInput("is required: there is nothing to run", field="process")
-    check_console(config.get("process"), parsed.value("console-socket"), detach=detach)
     handler = context.handler()
     if not detach and not parsed.flag("no-subreaper"):
         from sampan.linux.process import become_subreaper
@@ -94,6 +95,14 @@ def _config(bundle: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InvalidInput("is not a JSON object", field=f"{bundle}/config.json")
     return config
+
+
+def _check(config: dict[str, Any], parsed: Parsed, *, detach: bool) -> None:
+    try:
+        check_console(config.get("process"), parsed.value("console-socket"), detach=detach)
+    except InvalidInput:
+        validate(config)  # whose faults come first, all of them
+        raise
 
 
 def _create(context: Context, parsed: Parsed, name: str, bundle: str, config: dict[str, Any]) -> Created:

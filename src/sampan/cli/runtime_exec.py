@@ -13,8 +13,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from sampan.runtime.native import NativeHandler
-
 OPTIONS = {
     "exec": (
         Option("console-socket", VALUE, "unix socket that gets the master side of the terminal"),
@@ -31,7 +29,7 @@ OPTIONS = {
         Option("no-new-privs", FLAG, "the process can gain no privileges"),
         Option("cap,c", LIST, "add a capability"),
         Option("preserve-fds", NUMBER, "pass so many further descriptors, from 3 on"),
-        Option("cgroup", LIST, "sub-cgroup of the container's to run in: [<controller>:]<path>"),
+        Option("cgroup", LIST, "existing cgroup below the container's to run in: [<controller>:]<path>"),
         Option("ignore-paused", FLAG, "allow exec in a paused container"),
     )
 }
@@ -41,12 +39,14 @@ def command_exec(context: Context, parsed: Parsed) -> int:
     """Run a process; the exit code is its own."""
     name = container_id(parsed, exactly=False)
     handler = context.handler()
-    process = _process(handler, name, parsed)
+    config = handler.config(name)
+    seal_interpreter(config)
+    process = _process(config, parsed)
     detach = parsed.flag("detach")
     check_console(process, parsed.value("console-socket"), detach=detach)
     options = process_options(context, parsed)
     listen_fds(process, options)
-    options.cgroup = _cgroup(handler, name, parsed.list("cgroup"))
+    options.cgroups = cgroups(parsed.list("cgroup"))
     if not detach:
         from sampan.linux.process import become_subreaper
 
@@ -68,7 +68,26 @@ def command_exec(context: Context, parsed: Parsed) -> int:
     return Foreground(created).wait()
 
 
-def _process(handler: NativeHandler, name: str, parsed: Parsed) -> dict[str, Any]:
+def seal_interpreter(config: dict[str, Any]) -> None:
+    """Start anew from a sealed copy of the interpreter, where the container could reach the machine's own.
+
+    Whoever may trace processes may open what they execute, and write to it once they have ended (CVE-2019-5736).
+    """
+    from sampan.runtime.borrow import may_trace
+
+    if not may_trace(config):  # type: ignore[arg-type]
+        return
+    import os
+    import sys
+
+    if os.readlink("/proc/self/exe").startswith("/memfd:"):
+        return
+    from sampan.shim.interpreter import real_executable, sealed_copy
+
+    os.execve(sealed_copy(real_executable()), sys.orig_argv, os.environ)
+
+
+def _process(config: dict[str, Any], parsed: Parsed) -> dict[str, Any]:
     """The process object: from a file, or the container's own with changes."""
     if parsed.value("process"):
         document = read_config(parsed.value("process"))
@@ -78,7 +97,7 @@ def _process(handler: NativeHandler, name: str, parsed: Parsed) -> dict[str, Any
     arguments = parsed.operands[1:]
     if not arguments:
         raise InvalidInput("no command is given", hint="see --help")
-    process: dict[str, Any] = dict(handler.config(name).get("process") or {})
+    process: dict[str, Any] = dict(config.get("process") or {})
     process["args"] = arguments
     process["terminal"] = parsed.flag("tty")
     process["env"] = [*(process.get("env") or []), *parsed.list("env")]
@@ -126,13 +145,18 @@ def _id(text: str, option: str) -> int:
     return number
 
 
-def _cgroup(handler: NativeHandler, name: str, chosen: list[str]) -> str:
-    """The group that ``--cgroup`` means, below the container's; empty without the option."""
-    if not chosen:
-        return ""
-    if len(chosen) > 1 or ":" in chosen[0]:
-        raise InvalidInput("one path for all controllers is supported", field="--cgroup")
-    if ".." in chosen[0].split("/"):
-        raise InvalidInput(f"{chosen[0]!r} leads out of the container's group", field="--cgroup")
-    group = handler.group(name)
-    return f"{group.path.rstrip('/')}/{chosen[0].strip('/')}".rstrip("/")
+def cgroups(chosen: list[str]) -> dict[str, str]:
+    """What ``--cgroup`` means, which may be given for several controllers: controller -> path below the container's."""
+    found: dict[str, str] = {}
+    for text in chosen:
+        names, colon, path = text.rpartition(":")
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        if ".." in parts:
+            raise InvalidInput(f"{path!r} leads out of the container's group", field="--cgroup")
+        if ":" in names or (not colon and len(chosen) > 1):
+            raise InvalidInput(f"{text!r} must be <controller>:<path>", field="--cgroup")
+        for name in names.split(","):
+            if name in found or (colon and not name):
+                raise InvalidInput(f"{text!r}: each controller once", field="--cgroup")
+            found[name] = "/".join(parts)
+    return found

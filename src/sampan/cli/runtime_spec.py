@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 #: The runtime specification that is implemented.
-OCI_VERSION = "1.2.0"
+OCI_VERSION = "1.3.0"
 
 OPTIONS = {
     "spec": (
@@ -123,9 +123,10 @@ def command_features(_: Context, __: Parsed) -> int:
 def features() -> dict[str, Any]:
     """The features document."""
     from sampan import __version__
-    from sampan.linux import capabilities
+    from sampan.linux import capabilities, scheduling
     from sampan.linux.namespaces import KINDS
-    from sampan.runtime import mount_options, seccomp
+    from sampan.runtime import seccomp
+    from sampan.spec import mount_options
 
     return {
         "ociVersionMin": "1.0.0",
@@ -147,13 +148,17 @@ def features() -> dict[str, Any]:
             "apparmor": {"enabled": True},
             "selinux": {"enabled": True},
             "intelRdt": {"enabled": False},
+            "memoryPolicy": {"modes": sorted(scheduling.MEMORY_MODES), "flags": sorted(scheduling.MEMORY_FLAGS)},
             "mountExtensions": {"idmap": {"enabled": True}},
+            "netDevices": {"enabled": True},
         },
         "annotations": {
             "io.github.seccomp.libseccomp.version": libseccomp_version(),
-            "org.opencontainers.runc.checkpoint.enabled": "false",
+            "org.opencontainers.runc.checkpoint.enabled": "true",
             "sampan.version": __version__,
         },
+        # No annotation changes what the runtime does.
+        "potentiallyUnsafeConfigAnnotations": [],
     }
 
 

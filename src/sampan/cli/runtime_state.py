@@ -42,7 +42,7 @@ def command_list(context: Context, parsed: Parsed) -> int:
     if parsed.flag("quiet"):
         write_text("".join(f"{state['id']}\n" for state in states))
     elif _format(parsed) == "json":
-        write_text(jsontext.dumps(states or None))
+        write_text(jsontext.dumps(states or None) + "\n")
     else:
         rows = [["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]]
         rows += [[str(s[k]) for k in ("id", "pid", "status", "bundle", "created", "owner")] for s in states]

@@ -67,6 +67,9 @@ _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_SET_FD = 5
 _FSCONFIG_CMD_CREATE = 6
+_FSCONFIG_CMD_RECONFIGURE = 7
+_FSPICK_CLOEXEC = 1
+_FSPICK_EMPTY_PATH = 8
 
 # These numbers are the same on every architecture: they were added after the tables were unified.
 _SYS_OPEN_TREE = 428
@@ -74,6 +77,7 @@ _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
+_SYS_FSPICK = 433
 _SYS_MOUNT_SETATTR = 442
 
 
@@ -146,6 +150,16 @@ def fsconfig_flag(fd: int, key: str) -> None:
 def fsconfig_create(fd: int) -> None:
     """Make the superblock from what was configured."""
     syscall(_SYS_FSCONFIG, fd, _FSCONFIG_CMD_CREATE, None, None, 0)
+
+
+def fspick(fd: int) -> int:
+    """fspick(2): a context in which to configure the file system mounted at ``fd`` anew."""
+    return syscall(_SYS_FSPICK, fd, b"", _FSPICK_CLOEXEC | _FSPICK_EMPTY_PATH)
+
+
+def fsconfig_reconfigure(fd: int) -> None:
+    """Change the superblock as was configured."""
+    syscall(_SYS_FSCONFIG, fd, _FSCONFIG_CMD_RECONFIGURE, None, None, 0)
 
 
 def fsmount(fd: int, attributes: int = 0) -> int:

@@ -62,16 +62,20 @@ def possible_inside(config: RuntimeConfig, program: Program) -> bool:
         and not any(one["type"] == "RLIMIT_NPROC" for one in process.get("rlimits") or [])
         and not process.get("execCPUAffinity")
         # Who may trace processes in the container could read and write the caller's memory.
-        and not _may_trace(config)
+        and not may_trace(config)
         and programs.trampoline(program) >= 0
         and vfork.available()
     )
 
 
-def _may_trace(config: RuntimeConfig) -> bool:
+def may_trace(config: RuntimeConfig) -> bool:
+    """Whether processes of a container may trace ours that they see: those are not dumpable, which does not keep out
+    who has CAP_SYS_PTRACE in the machine's user namespace.
+    """
+    kinds = {one["type"] for one in (config.get("linux") or {}).get("namespaces") or []}
     process = config.get("process")
     sets = process.get("capabilities") if process else None
-    return sets is None or "CAP_SYS_PTRACE" in (sets.get("bounding") or [])
+    return "user" not in kinds and (sets is None or "CAP_SYS_PTRACE" in (sets.get("bounding") or []))
 
 
 def spawn_inside(files: list[int], program: Program, child: Callable[[], Image | None]) -> tuple[int, OSError | None]:

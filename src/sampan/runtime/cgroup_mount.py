@@ -50,16 +50,19 @@ def open_groups(paths: dict[str, str]) -> list[tuple[str, int]]:
 def owner(config: RuntimeConfig) -> int:
     """The machine's id of the user who is to own the container's group, or -1 where nobody else is.
 
-    The runtime specification ("Cgroup ownership"): root of the container's user namespace, where the container has a
-    cgroup namespace of its own and its cgroup mount may be written to.
+    The runtime specification ("Cgroup ownership"): the user of the container's process, where the container has user
+    and cgroup namespaces of its own and its cgroup mount may be written to.
     """
     linux = config.get("linux") or {}
     new = {one["type"] for one in linux.get("namespaces") or () if not one.get("path")}
     mounted = [one for one in config.get("mounts") or () if one.get("type") == "cgroup"]
     if not {"user", "cgroup"} <= new or not mounted or "ro" in (mounted[-1].get("options") or ()):
         return -1
-    ids = (one["hostID"] for one in linux.get("uidMappings") or () if one["containerID"] == 0)
-    return next(ids, -1)
+    uid = (config["process"].get("user") or {}).get("uid") or 0
+    for one in linux.get("uidMappings") or ():
+        if 0 <= uid - one["containerID"] < one["size"]:
+            return one["hostID"] + uid - one["containerID"]
+    return -1
 
 
 def _open(directory: str) -> int:

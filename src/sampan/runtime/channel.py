@@ -124,6 +124,8 @@ class Channel:
         else:
             fields = (0, f"{type(error).__name__}: {error}", trace.stage, trace.path, hint)
         try:
+            if trace.enabled():
+                self.send(TRACE, trace.take())
             self.send(FAILED, *fields, message)
         except OSError:  # nobody listens any more
             pass

@@ -13,8 +13,9 @@ import os
 from sampan.cgroup import open_group
 from sampan.errors import InvalidInput, StageFailed, Unsupported, WrongState
 from sampan.linux import mount as m
-from sampan.runtime import mount_options, trace
+from sampan.runtime import trace
 from sampan.runtime.state import dumps, loads, start_time
+from sampan.spec import mount_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,7 +6,19 @@ import os
 
 from sampan.cgroup import open_group
 from sampan.errors import StageFailed, WrongState
-from sampan.runtime import borrow, console, hooks, init, labels, namespaces, program, shared_mounts, trace, users
+from sampan.runtime import (
+    borrow,
+    console,
+    credentials,
+    hooks,
+    init,
+    labels,
+    namespaces,
+    program,
+    shared_mounts,
+    trace,
+    users,
+)
 from sampan.runtime import channel as talk
 from sampan.runtime.channel import Channel
 from sampan.runtime.handler import Created
@@ -26,6 +38,7 @@ if TYPE_CHECKING:
 
     from sampan.cgroup import Group, Joiner
     from sampan.runtime.handler import Stdio
+    from sampan.runtime.net_devices import NetDevices
     from sampan.runtime.seccomp import Filter
     from sampan.runtime.state import StateDir
     from sampan.spec.runtime_types import Linux, Process, RuntimeConfig
@@ -40,6 +53,7 @@ class Creation:
 
     __slots__ = (
         "_channel",
+        "_devices",
         "_fds",
         "_group",
         "_joiner",
@@ -69,6 +83,7 @@ class Creation:
         self._launch: Launch | None = None
         self._channel: Channel | None = None
         self._theirs: Channel | None = None
+        self._devices: NetDevices | None = None
         self._fds: list[int] = []
         linux = config.get("linux") or {}
         self.record: dict[str, Any] = {
@@ -113,6 +128,8 @@ class Creation:
     def _make(self) -> Created:
         config, linux = self.config, self.config.get("linux") or {}
         warnings = labels.check_machine(config["process"], linux.get("mountLabel") or "")
+        spaces = {one["type"] for one in linux.get("namespaces") or []}
+        warnings += credentials.shortfall(config["process"], user_namespace="user" in spaces)
         # The intent comes first: were we killed now, delete --force would find the cgroup by it.
         trace.step("record intent", self.directory.path)
         self.directory.store(self.record)
@@ -139,7 +156,11 @@ class Creation:
         finally:
             theirs.close()
         if launch.pid:
-            self._born(launch)
+            try:
+                self._born(launch)
+            except (FileNotFoundError, ProcessLookupError):
+                launch.follow()  # It has ended already, and says why.
+                raise
         launch.follow()
         return self._finish(launch)
 
@@ -268,9 +289,14 @@ class Creation:
     def _move_devices(self, pid: int) -> None:
         devices = (self.config.get("linux") or {}).get("netDevices")
         if devices:
-            from sampan.runtime.net_devices import move
+            from sampan.runtime.net_devices import NetDevices, give
 
-            move(devices, pid)
+            # A namespace that is joined may not be the init's yet.
+            joined = self._plan.joined.get("network", -1) if self._plan is not None else -1
+            path = f"/proc/{pid}/ns/net"
+            trace.step("open network namespace of init", path)
+            self._devices = NetDevices(os.dup(joined) if joined >= 0 else os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            give(devices, self._devices)
 
     def _finish(self, launch: Launch) -> Created:
         trace.step("record container", self.directory.path)
@@ -300,6 +326,8 @@ class Creation:
     def _undo(self) -> None:
         if self._launch is not None:
             self._launch.abort()
+        if self._devices is not None:
+            self._devices.give_back()
         self._close()
         if self._group is not None:
             try:
@@ -312,7 +340,7 @@ class Creation:
         self.directory.remove()
 
     def _close(self) -> None:
-        for owner in (self._plan, self._mounts, self._joiner, self._channel, self._theirs):
+        for owner in (self._plan, self._mounts, self._joiner, self._channel, self._theirs, self._devices):
             if owner is not None:
                 owner.close()
         fds, self._fds = self._fds, []

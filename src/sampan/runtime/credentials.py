@@ -26,6 +26,27 @@ def set_no_new_privileges() -> None:
     prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
+def shortfall(process: Process, *, user_namespace: bool) -> list[str]:
+    """Warnings of the capabilities that are asked for and cannot be given (config.md, "Linux Process").
+
+    Args:
+        process: The OCI process object.
+        user_namespace: The process is in a user namespace, whose root has every capability there.
+    """
+    sets = process.get("capabilities") or {}
+    asked = dict.fromkeys(name for names in sets.values() for name in names or ())  # type: ignore[attr-defined]
+    if not asked:
+        return []
+    most = (1 << caps.last() + 1) - 1 if user_namespace else caps.get()[1]
+    unknown = [name for name in asked if not caps.mask([name])]
+    lacking = [name for name in asked if name not in unknown and not caps.mask([name]) & most]
+    told = (
+        (unknown, "not known to this kernel"),
+        (lacking, "not granted: the runtime lacks it itself"),
+    )
+    return [f"process.capabilities: {', '.join(names)[:1000]}: {why}" for names, why in told if names]
+
+
 def become(process: Process, *, setgroups: bool) -> None:
     """Take on the process's user and capabilities.
 

@@ -6,7 +6,7 @@ import os
 import stat
 
 from sampan.linux import mount as m
-from sampan.linux.resolve import make_dirs, make_file, open_in_root
+from sampan.linux.resolve import RESOLVE_NO_SYMLINKS, make_dirs, make_file, open_in_root
 from sampan.runtime import trace
 
 TYPE_CHECKING = False
@@ -48,7 +48,7 @@ def populate(root: int, devices: list[Device], *, user_namespace: bool) -> None:
             if f"/dev/{name}" in asked:
                 continue
             if user_namespace:
-                _bind_host(root, f"/dev/{name}")
+                _bind_host(root, f"/dev/{name}", stat.S_IFCHR, os.makedev(major, minor))
             else:
                 _make_node(dev, name, stat.S_IFCHR | 0o666, os.makedev(major, minor), 0, 0)
         for device in devices:
@@ -62,12 +62,12 @@ def populate(root: int, devices: list[Device], *, user_namespace: bool) -> None:
 def _make(root: int, device: Device, *, user_namespace: bool) -> None:
     path = os.path.normpath(device["path"])
     trace.step("make device", path)
-    if user_namespace:
-        _bind_host(root, path)
-        return
     kind = _KINDS[device["type"]]
     mode = device.get("fileMode")
     number = os.makedev(device.get("major") or 0, device.get("minor") or 0) if kind != stat.S_IFIFO else 0
+    if user_namespace and kind != stat.S_IFIFO:
+        _bind_host(root, path, kind, number)
+        return
     parent = make_dirs(root, os.path.dirname(path))
     try:
         permissions = 0o666 if mode is None else stat.S_IMODE(mode)
@@ -91,9 +91,12 @@ def _make_node(parent: int, name: str, mode: int, number: int, uid: int, gid: in
         os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
 
 
-def _bind_host(root: int, path: str) -> None:
+def _bind_host(root: int, path: str, kind: int, number: int) -> None:
     source = m.open_tree(m.AT_FDCWD, path, m.OPEN_TREE_CLONE | m.OPEN_TREE_CLOEXEC | m.AT_SYMLINK_NOFOLLOW)
     try:
+        status = os.fstat(source)
+        if stat.S_IFMT(status.st_mode) != kind or status.st_rdev != number:
+            raise OSError(22, "the machine has something else there than the device that is asked for", path)
         target = make_file(root, path)
         try:
             m.attach(source, target)
@@ -136,13 +139,25 @@ def host_console(root: int, slave: int) -> None:
     trace.step("bind console", "/dev/console")
     source = m.open_tree(slave, "", m.OPEN_TREE_CLONE | m.OPEN_TREE_CLOEXEC | m.AT_EMPTY_PATH)
     try:
-        target = make_file(root, "/dev/console", 0o600)
+        target = _console(root)
         try:
             m.attach(source, target)
         finally:
             os.close(target)
     finally:
         os.close(source)
+
+
+def _console(root: int) -> int:
+    """Where the console goes: not through a link of the image's, which could lead into procfs (CVE-2025-52565)."""
+    try:
+        target = open_in_root(root, "/dev/console", resolve=RESOLVE_NO_SYMLINKS)
+    except FileNotFoundError:
+        target = make_file(root, "/dev/console", 0o600)
+    if m.filesystem_type(target) == m.PROC_SUPER_MAGIC:
+        os.close(target)
+        raise OSError(1, "the console is inside procfs", "/dev/console")
+    return target
 
 
 def open_multiplexer(root: int) -> int:

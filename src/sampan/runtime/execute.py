@@ -12,12 +12,13 @@ import os
 from sampan.cgroup import open_group
 from sampan.errors import StageFailed, WrongState
 from sampan.linux import namespaces as ns
-from sampan.linux.process import CLONE_PARENT, clone3, pidfd_open
-from sampan.runtime import borrow, console, labels, program, scheduling, trace
+from sampan.linux.process import clone3, pidfd_open
+from sampan.runtime import borrow, console, credentials, labels, program, scheduling, trace
 from sampan.runtime import channel as talk
 from sampan.runtime.channel import Channel
 from sampan.runtime.handler import Created
 from sampan.runtime.launch import Launch, set_oom_score
+from sampan.runtime.namespaces import clone_sibling
 from sampan.runtime.program import Program
 from sampan.runtime.state import start_time
 from sampan.spec.runtime_config import validate_process
@@ -85,12 +86,12 @@ class _Execution:
             self._pidfd = -1
         if self._pidfd < 0 or start_time(pid) != self._record["start"]:
             raise WrongState(f"container {name!r} is not running")
-        group = open_group(self._options.cgroup or self._record["cgroup"], systemd=self._record["systemd"])
+        group = open_group(self._record["cgroup"], systemd=self._record["systemd"])
         if group.frozen() and not self._options.ignore_paused:
             raise WrongState(f"container {name!r} is paused")
         trace.step("open cgroup", group.path)
         if not self._record.get("ungrouped"):
-            self._joiner = group.joiner()
+            self._joiner = group.joiner(self._options.cgroups)
         return self._spawn()
 
     def _spawn(self) -> Created:
@@ -109,6 +110,7 @@ class _Execution:
         made.user_namespace = "user" in kinds
         program.trampoline(made)
         self._launch = launch = Launch(ours)
+        launch.warnings += credentials.shortfall(self._process, user_namespace=made.user_namespace)
         self._answer(launch)
         try:
             self._clone(kinds, made)
@@ -129,7 +131,7 @@ class _Execution:
     def _born(self, launch: Launch) -> None:
         """What is done to the process from outside, as soon as it exists."""
         adjust = self._process.get("oomScoreAdj")
-        if adjust is not None:
+        if adjust is not None and self._inside is None:
             warning = set_oom_score(launch.pid, adjust)
             if warning:
                 launch.warnings.append(warning)
@@ -145,7 +147,7 @@ class _Execution:
         if "pid" not in kinds:
             self._clone_here(flags, made)
             return
-        if self._step_inside(flags | ns.CLONE_NEWPID, made):
+        if self._stay_outside(flags | ns.CLONE_NEWPID, made) or self._step_inside(flags | ns.CLONE_NEWPID, made):
             return
         own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -171,10 +173,7 @@ class _Execution:
                 ns.setns(self._pidfd, ns.CLONE_NEWUSER | pid_flag)
                 os.setresgid(0, 0, 0)
                 os.setresuid(0, 0, 0)
-                child, _ = clone3(CLONE_PARENT)
-                if child == 0:
-                    self._be_child(flags & ~ns.CLONE_NEWUSER, made)
-                made.channel.send(talk.BORN, child)
+                clone_sibling(0, made.channel, lambda: self._be_child(flags & ~ns.CLONE_NEWUSER, made))
             except BaseException as error:  # noqa: BLE001 -- whatever it is, the runtime must hear of it
                 made.channel.fail(error)
             finally:
@@ -195,6 +194,48 @@ class _Execution:
             self._be_child(flags, made)
         os.close(pidfd)
         self._launch.pid = pid
+
+    def _stay_outside(self, flags: int, made: Program) -> bool:
+        """Where the container may trace what it sees: let it see nothing that has more rights than itself.
+
+        A process between becomes all that the program is to be, outside of the PID namespace; a child of it, which
+        is inside, only joins the cgroups and executes. (A security module's label keeps tracers away by itself, and
+        could not be set so.)
+        """
+        if not borrow.may_trace(self._config) or labels.given(self._process) or program.trampoline(made) < 0:
+            return False
+        trace.step("clone process")
+        assert self._launch is not None
+        self._inside = self._joiner.files() if self._joiner is not None else []
+        made.session = False
+        pid, pidfd = clone3(0)
+        if pid == 0:
+            self._be_between(flags, made)
+        os.close(pidfd)
+        self._launch.middle = pid
+        return True
+
+    def _be_between(self, flags: int, made: Program) -> None:
+        trace.become("exec")
+        try:
+            image = self._enter(flags, made)
+            clone_sibling(0, made.channel, lambda: self._be_inside(image, made))
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, the runtime must hear of it
+            made.channel.fail(error)
+        finally:
+            os._exit(0)
+
+    def _be_inside(self, image: Image, made: Program) -> None:
+        try:
+            program.lead_session(made)
+            for fd in self._inside or ():
+                os.write(fd, b"0")
+            scheduling.set_affinity(self._process, "final")
+            program.execute(image)
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, the runtime must hear of it
+            made.channel.fail(error)
+        finally:
+            os._exit(1)
 
     def _step_inside(self, flags: int, made: Program) -> bool:
         """Make the process without a fork, where that is possible.

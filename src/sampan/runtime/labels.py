@@ -25,6 +25,11 @@ def on_exec(process: Process) -> bool:
     return profile not in ("", "unconfined", DEFAULT_PROFILE) or bool(process.get("selinuxLabel"))
 
 
+def given(process: Process) -> bool:
+    """Whether the process is to have a label at all."""
+    return process.get("apparmorProfile") not in (None, "", "unconfined") or bool(process.get("selinuxLabel"))
+
+
 def apply(process: Process) -> None:
     """Ask for the process's labels.
 

@@ -13,13 +13,14 @@ import os
 import stat
 
 from sampan.linux import mount as m
-from sampan.runtime import labels, mount_options, trace
+from sampan.runtime import labels, trace
+from sampan.spec import mount_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sampan.runtime.mount_options import MountOptions
+    from sampan.spec.mount_options import MountOptions
     from sampan.spec.runtime_types import IDMapping, Linux, Mount, RuntimeConfig
 
 #: Type of rootfsPropagation by default: what the host mounts later is seen inside, nothing inside is seen outside.
@@ -134,6 +135,8 @@ def prepare(
         for mount in config.get("mounts") or []:
             one = Prepared(mount, mount_options.parse(mount.get("options") or []), bundle, propagation)
             prepared.mounts.append(one)
+            if one.options.remount:
+                continue
             if not one.bind:
                 one.options.data += labels.mount_option(one.fstype, linux.get("mountLabel") or "")
             elif one.options.idmap or mount.get("uidMappings"):

@@ -13,7 +13,7 @@ import os
 from sampan.linux import namespaces as ns
 from sampan.linux.process import CLONE_PARENT, clone3
 from sampan.runtime import trace
-from sampan.runtime.channel import BORN, Channel
+from sampan.runtime.channel import BORN, TRACE, Channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -150,7 +150,6 @@ def join(plan: NamespacePlan) -> None:
 
 def _intermediate(plan: NamespacePlan, flags: int, channel: Channel, child: Callable[[], None]) -> None:
     """The process between: enters what the init is to be born in, makes it as a sibling, and ends."""
-    pid = 0
     try:
         trace.become("middle")
         refused = _join_early(plan)
@@ -172,16 +171,30 @@ def _intermediate(plan: NamespacePlan, flags: int, channel: Channel, child: Call
                 os.write(fd, plan.offsets.encode())
                 os.close(fd)
         trace.step("clone init")
-        pid, _ = clone3(flags | CLONE_PARENT)
-        if pid == 0:
-            # Entered already: the init must not join them again from inside the new ones.
-            plan.joined = {kind: fd for kind, fd in plan.joined.items() if kind == "mount"}
-            child()
-        channel.send(BORN, pid)
+        # Entered already: the init must not join them again from inside the new ones.
+        plan.joined = {kind: fd for kind, fd in plan.joined.items() if kind == "mount"}
+        clone_sibling(flags, channel, child)
+        if trace.enabled():
+            channel.send(TRACE, trace.take())
     except BaseException as error:  # noqa: BLE001 -- whatever it is, the runtime must hear of it
         channel.fail(error)
     finally:
         os._exit(0)
+
+
+def clone_sibling(flags: int, channel: Channel, child: Callable[[], None]) -> None:
+    """Make a child of the runtime's, of which the runtime knows before the child says or does anything."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid, _ = clone3(flags | CLONE_PARENT)
+    if pid == 0:
+        os.close(writer)
+        told = os.read(reader, 1)
+        os.close(reader)
+        if told:
+            child()
+        os._exit(1)
+    channel.send(BORN, pid)
+    os.write(writer, b"!")
 
 
 def _join_early(plan: NamespacePlan) -> list[str]:

@@ -13,13 +13,13 @@ class Options:
         no_pivot: Move the root instead of pivoting.
         new_keyring: Give the container a session keyring of its own.
         seccomp_cache: Directory of compiled filters, or empty.
-        cgroup: Of an exec'ed process: its cgroup, instead of the container's.
+        cgroups: Of an exec'ed process: controller -> cgroup below the container's; an empty name for the rest.
         ignore_paused: An exec'ed process may wait in a frozen cgroup.
         expendable: The calling process lives for this work only and may be lost with it: see :mod:`.borrow`.
     """
 
     __slots__ = (
-        "cgroup",
+        "cgroups",
         "console_socket",
         "expendable",
         "ignore_paused",
@@ -39,12 +39,12 @@ class Options:
         no_pivot: bool = False,
         new_keyring: bool = True,
         seccomp_cache: str = "",
-        cgroup: str = "",
+        cgroups: dict[str, str] | None = None,
         ignore_paused: bool = False,
         expendable: bool = False,
     ) -> None:
         self.expendable = expendable
-        self.cgroup = cgroup
+        self.cgroups = cgroups or {}
         self.ignore_paused = ignore_paused
         self.systemd_cgroup = systemd_cgroup
         self.console_socket = console_socket

@@ -48,6 +48,7 @@ class Program:
         direct: The program must be executed by this very process: startContainer hooks come between.
         before_exec: Called when the program may run, just before it is executed: startContainer hooks.
         borrowing: The process is none of its own yet: it runs in its maker's interpreter.
+        session: It leads a session from the beginning; else :func:`lead_session` makes it.
     """
 
     __slots__ = (
@@ -60,6 +61,7 @@ class Program:
         "process",
         "report",
         "seccomp",
+        "session",
         "stdio",
         "user_namespace",
     )
@@ -76,6 +78,7 @@ class Program:
         self.direct = False
         self.before_exec: list[Callable[[], None]] = []
         self.borrowing = False
+        self.session = True
         if process.get("rlimits"):
             # A library to be loaded: for those who need it, and while files are still the runtime's own.
             import resource  # noqa: F401
@@ -146,7 +149,15 @@ def open_terminal(program: Program, root: int, *, console: bool) -> None:
     for number in range(3):
         os.dup2(slave, number)
     os.close(slave)
-    pty.set_controlling(0)
+    if program.session:
+        pty.set_controlling(0)
+
+
+def lead_session(program: Program) -> None:
+    """Begin a session, with the process's terminal if it has one."""
+    os.setsid()
+    if program.process.get("terminal"):
+        pty.set_controlling(0)
 
 
 def reopen_null(root: int) -> None:

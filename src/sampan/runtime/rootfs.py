@@ -72,7 +72,9 @@ class Rootfs:
         for one in self._prepared.mounts:
             what = f'mount "{one.fstype or "bind"}"'
             trace.step(what, one.destination)
-            if one.bind:
+            if one.options.remount:
+                self._change(one)
+            elif one.bind:
                 self._bind(one)
             elif one.fstype == "cgroup":
                 from sampan.runtime.cgroup_mount import mount_cgroup
@@ -97,6 +99,17 @@ class Rootfs:
         finally:
             if late:
                 one.close()
+
+    def _change(self, one: Prepared) -> None:
+        """Change what is mounted at the destination; the kernel refuses where nothing is."""
+        target = open_in_root(self.fd, one.destination)
+        try:
+            if one.options.data:
+                change_filesystem(target, one.options.data)
+            set_attributes(target, one.options)
+            propagate(target, one)
+        finally:
+            os.close(target)
 
     def _filesystem(self, one: Prepared) -> None:
         if one.fstype in ("proc", "sysfs"):
@@ -219,24 +232,42 @@ def make_filesystem(fstype: str, source: str, data: list[str]) -> int:
     """A new file system as a detached mount."""
     context = m.fsopen(fstype)
     try:
-        try:
-            m.fsconfig_string(context, "source", source)
-            for option in data:
-                for key in option.split(","):
-                    name, equals, value = key.partition("=")
-                    if equals:
-                        m.fsconfig_string(context, name, value)
-                    elif name:
-                        m.fsconfig_flag(context, name)
-            m.fsconfig_create(context)
-            return m.fsmount(context)
-        except OSError as error:
-            said = m.fscontext_log(context)
-            if said:
-                raise OSError(error.errno, f"{error.strerror}: {said}", error.filename) from None
-            raise
+        m.fsconfig_string(context, "source", source)
+        _configure(context, data)
+        m.fsconfig_create(context)
+        return m.fsmount(context)
+    except OSError as error:
+        raise _explained(context, error) from None
     finally:
         os.close(context)
+
+
+def change_filesystem(mount: int, data: list[str]) -> None:
+    """Give the file system of a mount other options."""
+    context = m.fspick(mount)
+    try:
+        _configure(context, data)
+        m.fsconfig_reconfigure(context)
+    except OSError as error:
+        raise _explained(context, error) from None
+    finally:
+        os.close(context)
+
+
+def _configure(context: int, data: list[str]) -> None:
+    for option in data:
+        for key in option.split(","):
+            name, equals, value = key.partition("=")
+            if equals:
+                m.fsconfig_string(context, name, value)
+            elif name:
+                m.fsconfig_flag(context, name)
+
+
+def _explained(context: int, error: OSError) -> OSError:
+    """The error, with what the kernel has to say about it."""
+    said = m.fscontext_log(context)
+    return OSError(error.errno, f"{error.strerror}: {said}", error.filename) if said else error
 
 
 def make_plain_dir(root: int, path: str) -> int:

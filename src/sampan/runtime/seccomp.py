@@ -12,6 +12,7 @@ import os
 
 from sampan.errors import InvalidInput, StageFailed, Unsupported
 from sampan.linux import seccomp as kernel
+from sampan.spec.runtime_schema import SECCOMP_ARCHITECTURES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,10 +85,7 @@ def operators() -> list[str]:
 
 def architectures() -> list[str]:
     """The architectures a section may name, for ``features``."""
-    names = (
-        "X86 X86_64 X32 ARM AARCH64 MIPS MIPS64 MIPS64N32 MIPSEL MIPSEL64 MIPSEL64N32 PPC PPC64 PPC64LE RISCV64 S390"
-    )
-    return [f"SCMP_ARCH_{name}" for name in [*names.split(), "S390X"]]
+    return list(SECCOMP_ARCHITECTURES)
 
 
 def known_flags() -> list[str]:

@@ -139,8 +139,8 @@ class StateDir:
 
 
 def document(record: dict[str, Any], status: str) -> dict[str, Any]:
-    """The state document of the runtime specification, with what runc adds."""
-    return {
+    """The state document of the runtime specification, with what runc adds and without what it leaves out."""
+    found = {
         "ociVersion": record["ociVersion"],
         "id": record["id"],
         "pid": 0 if status == "stopped" else record["pid"],
@@ -151,6 +151,9 @@ def document(record: dict[str, Any], status: str) -> dict[str, Any]:
         "annotations": record["annotations"],
         "owner": "",
     }
+    if not found["annotations"]:
+        del found["annotations"]
+    return found
 
 
 def now() -> str:

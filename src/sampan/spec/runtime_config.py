@@ -7,7 +7,7 @@ fit each other. Every fault is reported, each with its JSON path. Nothing of the
 from __future__ import annotations
 
 from sampan.errors import InvalidInput
-from sampan.spec import sysctl_names
+from sampan.spec import mount_options, sysctl_names
 from sampan.spec.runtime_schema import CONFIG, PROCESS, RESOURCES
 
 TYPE_CHECKING = False
@@ -224,18 +224,61 @@ def _odds(linux: Any, kinds: dict[str, str], faults: Faults) -> None:
         faults.append(("linux.intelRdt", "is not supported: this runtime does not drive resctrl"))
     policy = linux.get("memoryPolicy") or {}
     _cpu_list(policy.get("nodes") or "", "linux.memoryPolicy.nodes", faults)
-    if linux.get("netDevices") and "network" not in kinds:
+    _net_devices(linux, kinds, faults)
+    if linux.get("seccomp"):
+        _seccomp(linux["seccomp"], faults)
+    if ".." in (linux.get("cgroupsPath") or "").split("/"):
+        faults.append(("linux.cgroupsPath", "must not contain a '..' component"))
+
+
+def _net_devices(linux: Any, kinds: dict[str, str], faults: Faults) -> None:
+    devices = linux.get("netDevices") or {}
+    if devices and "network" not in kinds:
         faults.append(("linux.netDevices", "needs a network namespace"))
-    for name, device in (linux.get("netDevices") or {}).items():
-        for each in (name, device.get("name") or name):
-            if not 0 < len(each.encode()) < 16 or "/" in each or each in (".", "..") or " " in each:
-                faults.append((f"linux.netDevices[{name[:64]!r}]", f"{each[:64]!r} is not the name of a device"))
-    seccomp = linux.get("seccomp") or {}
-    actions = {rule["action"] for rule in seccomp.get("syscalls") or []} | {seccomp.get("defaultAction")}
-    if "SCMP_ACT_NOTIFY" in actions and not seccomp.get("listenerPath"):
-        faults.append(("linux.seccomp.listenerPath", "is required with SCMP_ACT_NOTIFY"))
-    if seccomp.get("listenerMetadata") and not seccomp.get("listenerPath"):
-        faults.append(("linux.seccomp.listenerMetadata", "needs a listenerPath"))
+    seen = set()
+    for name, device in devices.items():
+        path = f"linux.netDevices[{name[:64]!r}]"
+        new_name = device.get("name") or name
+        for each in dict.fromkeys((name, new_name)):
+            if not _names_device(each):
+                faults.append((path, f"{each[:64]!r} is not the name of a device"))
+        if new_name in seen and "%d" not in new_name:
+            faults.append((path, f"another device is to be called {new_name[:64]!r} as well"))
+        seen.add(new_name)
+
+
+def _names_device(name: str) -> bool:
+    """Whether the kernel takes it (dev_valid_name()); ``%d`` stands for a free number."""
+    plain = name.replace("%d", "", 1)
+    return 0 < len(name.encode()) < 16 and name not in (".", "..") and not any(x in "/:%" or x.isspace() for x in plain)
+
+
+def _seccomp(section: Any, faults: Faults) -> None:
+    path = "linux.seccomp"
+    listener = section.get("listenerPath")
+    _errno(section, "defaultAction", "defaultErrnoRet", path, faults)
+    if section["defaultAction"] == "SCMP_ACT_NOTIFY":
+        faults.append((f"{path}.defaultAction", "SCMP_ACT_NOTIFY cannot be the default"))
+    notifies = False
+    for number, rule in enumerate(section.get("syscalls") or []):
+        where = f"{path}.syscalls[{number}]"
+        _errno(rule, "action", "errnoRet", where, faults)
+        if rule["action"] == "SCMP_ACT_NOTIFY":
+            notifies = True
+            # The listener is sent by a write of the runtime's, which would wait for it.
+            if "write" in rule["names"]:
+                faults.append((f"{where}.action", "SCMP_ACT_NOTIFY cannot be used for write"))
+    if notifies and not listener:
+        faults.append((f"{path}.listenerPath", "is required with SCMP_ACT_NOTIFY"))
+    if section.get("listenerMetadata") and not listener:
+        faults.append((f"{path}.listenerMetadata", "needs a listenerPath"))
+    if "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" in (section.get("flags") or []) and not notifies:
+        faults.append((f"{path}.flags", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV needs SCMP_ACT_NOTIFY"))
+
+
+def _errno(entry: Any, action: str, number: str, path: str, faults: Faults) -> None:
+    if entry.get(number) and entry[action] not in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"):
+        faults.append((f"{path}.{number}", f"{entry[action]} takes no errno"))
 
 
 def _mounts(config: Any, faults: Faults) -> None:
@@ -253,8 +296,20 @@ def _mounts(config: Any, faults: Faults) -> None:
         if bool(uids) != bool(gids):
             faults.append((path, "uidMappings and gidMappings go together"))
         _id_mapped(config, options, path, faults, bind=bind, mapped=bool(uids))
-        if "tmpcopyup" in options and mount.get("type") != "tmpfs":
-            faults.append((f"{path}.options", "tmpcopyup is of a tmpfs only"))
+        _options(mount, options, path, faults, bind=bind)
+
+
+def _options(mount: Any, options: list[str], path: str, faults: Faults, *, bind: bool) -> None:
+    if "tmpcopyup" in options and mount.get("type") != "tmpfs":
+        faults.append((f"{path}.options", "tmpcopyup is of a tmpfs only"))
+    if bind:
+        # They are a file system's, whose other mounts would have them too: the kernel ignores them here.
+        faults += [
+            (f"{path}.options", f"{option[:64]!r} is no option of a bind mount")
+            for option in mount_options.parse(options).data
+        ]
+    if "remount" in options and (mount.get("uidMappings") or "idmap" in options or "ridmap" in options):
+        faults.append((f"{path}.options", "a remount cannot map ids"))
 
 
 def _id_mapped(config: Any, options: list[str], path: str, faults: Faults, *, bind: bool, mapped: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sampan.linux import scheduling
-from sampan.spec.shape import absolute, fields, filled, flag, listing, mapping, one_of, text, whole
+from sampan.spec.shape import absolute, fields, filled, flag, letters, listing, mapping, one_of, text, whole
 
 #: 2**32 - 1 is "no change" to setresuid(2): as a uid it would leave the process root.
 ID = whole(0, 2**32 - 2)
@@ -27,6 +27,15 @@ SECCOMP_ACTIONS = tuple(
     f"SCMP_ACT_{name}"
     for name in ("ALLOW", "ERRNO", "KILL", "KILL_PROCESS", "KILL_THREAD", "LOG", "NOTIFY", "TRACE", "TRAP")
 )
+SECCOMP_FLAGS = tuple(f"SECCOMP_FILTER_FLAG_{name}" for name in ("LOG", "SPEC_ALLOW", "TSYNC", "WAIT_KILLABLE_RECV"))
+SECCOMP_ARCHITECTURES = tuple(
+    f"SCMP_ARCH_{name}"
+    for name in (
+        "AARCH64", "ARM", "LOONGARCH64", "M68K", "MIPS", "MIPS64", "MIPS64N32", "MIPSEL", "MIPSEL64", "MIPSEL64N32",
+        "PARISC", "PARISC64", "PPC", "PPC64", "PPC64LE", "RISCV64", "S390", "S390X", "SH", "SHEB", "X32", "X86",
+        "X86_64",
+    )
+)  # fmt: skip
 _COMPARISONS = tuple(f"SCMP_CMP_{name}" for name in ("EQ", "GE", "GT", "LE", "LT", "MASKED_EQ", "NE"))
 
 _USER = fields({"uid": ID, "gid": ID, "umask": whole(0, 0o7777), "additionalGids": listing(ID), "username": text})
@@ -79,7 +88,12 @@ _DEVICE = fields(
     {"type": one_of(("c", "u", "b", "p")), "path": absolute},
 )
 _DEVICE_RULE = fields(
-    {"type": one_of(("a", "b", "c", "u", "p")), "major": _I64, "minor": _I64, "access": text},
+    {
+        "type": one_of(("a", "b", "c", "u")),
+        "major": whole(-1, 2**32 - 1),
+        "minor": whole(-1, 2**32 - 1),
+        "access": letters("rwm"),
+    },
     {"allow": flag},
 )
 _WEIGHT_DEVICE = fields({"weight": _U16, "leafWeight": _U16}, {"major": _I64, "minor": _I64})
@@ -95,7 +109,7 @@ RESOURCES = fields(
                 "swap": _I64,
                 "kernel": _I64,
                 "kernelTCP": _I64,
-                "swappiness": whole(0, 200),
+                "swappiness": whole(0, 100),
                 "disableOOMKiller": flag,
                 "useHierarchy": flag,
                 "checkBeforeUpdate": flag,
@@ -136,8 +150,8 @@ _SECCOMP_ARG = fields({"valueTwo": _U64}, {"index": whole(0, 5), "value": _U64, 
 SECCOMP = fields(
     {
         "defaultErrnoRet": whole(0, 4095),
-        "architectures": _TEXTS,
-        "flags": _TEXTS,
+        "architectures": listing(one_of(SECCOMP_ARCHITECTURES)),
+        "flags": listing(one_of(SECCOMP_FLAGS)),
         "listenerPath": text,
         "listenerMetadata": text,
         "syscalls": listing(

@@ -97,6 +97,17 @@ def one_of(names: Iterable[str]) -> Check:
     return check
 
 
+def letters(known: str) -> Check:
+    """A string of these letters."""
+
+    def check(value: object, path: str, faults: Faults) -> None:
+        text(value, path, faults)
+        if isinstance(value, str) and set(value) - set(known):
+            faults.append((path, f"must be made of the letters {known}, is {value[:64]!r}"))
+
+    return check
+
+
 def listing(item: Check, *, most: int = _LONGEST_LIST, least: int = 0) -> Check:
     """An array of items alike."""
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampan.cli.runtime_exec import _capabilities
+from sampan.cli.runtime_exec import _capabilities, cgroups
 from sampan.cli.runtime_options import FLAG, LIST, NUMBER, VALUE, Option, parse
 from sampan.cli.runtime_output import indented, table
 from sampan.cli.runtime_resources import OPTIONS, duration, limits, size
@@ -122,6 +122,15 @@ def test_added_capabilities_are_ambient_only_if_inheritable() -> None:
         "permitted": ["CAP_CHOWN", "CAP_SYS_ADMIN"],
         "ambient": ["CAP_CHOWN"],
     }
+
+
+def test_groups_of_an_exec() -> None:
+    assert cgroups([]) == {}
+    assert cgroups(["/a//b/"]) == {"": "a/b"}
+    assert cgroups(["cpu,cpuacct:x", "memory:y"]) == {"cpu": "x", "cpuacct": "x", "memory": "y"}
+    for wrong in (["../x"], ["cpu:a/../.."], ["a", "b"], ["cpu:a", "b"], ["cpu:a", "cpu:b"], ["a:b:c"], [":a"]):
+        with pytest.raises(InvalidInput, match="--cgroup"):
+            cgroups(wrong)
 
 
 def test_output() -> None:

@@ -41,10 +41,16 @@ _SUPERBLOCK = {
     "nolazytime": "",
     "mand": "mand",
     "nomand": "",
-    "iversion": "",
     "noiversion": "",
     "silent": "",
     "loud": "",
+}
+#: What the runtime itself does: option -> (attribute of :class:`MountOptions`, value).
+_OURS = {
+    "tmpcopyup": ("copy_up", True),
+    "idmap": ("idmap", "idmap"),
+    "ridmap": ("idmap", "ridmap"),
+    "remount": ("remount", True),
 }
 _PROPAGATION = {
     "private": m.MS_PRIVATE,
@@ -61,7 +67,7 @@ PROPAGATION = {
 #: Every option that is not handed to the file system, for the ``features`` command.
 KNOWN = sorted(
     {
-        "bind", "rbind", "defaults", "remount", "tmpcopyup", "idmap", "ridmap",
+        "bind", "rbind", "defaults", *_OURS,
         *_ATTRIBUTES, *(f"r{name}" for name in _ATTRIBUTES),
         *_ATIME, *(f"r{name}" for name in _ATIME), *_SUPERBLOCK, *PROPAGATION,
     }
@@ -81,6 +87,7 @@ class MountOptions:
         "recursive",
         "recursive_clear",
         "recursive_set",
+        "remount",
         "set",
     )
 
@@ -100,6 +107,8 @@ class MountOptions:
         self.copy_up = False
         #: "", "idmap" or "ridmap".
         self.idmap = ""
+        #: What is mounted at the destination already is changed.
+        self.remount = False
 
 
 def parse(options: list[str]) -> MountOptions:
@@ -131,11 +140,9 @@ def _one(result: MountOptions, option: str) -> None:
     elif option in _SUPERBLOCK:
         if _SUPERBLOCK[option]:
             result.data.append(_SUPERBLOCK[option])
-    elif option == "tmpcopyup":
-        result.copy_up = True
-    elif option in ("idmap", "ridmap"):
-        result.idmap = option
-    elif option not in ("defaults", "remount", ""):
+    elif option in _OURS:
+        setattr(result, *_OURS[option])
+    elif option not in ("defaults", ""):
         result.data.append(option)
 
 
