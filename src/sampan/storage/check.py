@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from sampan.errors import Corrupt, NotFound, SampanError
 from sampan.image.apply import NeedsParent
 from sampan.spec.image import Descriptor, ImageConfig, Index, Manifest, chain_ids, decode_config, decode_manifest
-from sampan.storage.unpack import Unpacker
+from sampan.storage.unpack import Unpacker, nursery
 
 if TYPE_CHECKING:
     from sampan.storage.store import Store
@@ -64,8 +64,13 @@ def check(
         store: The store.
         repair: Put right what can be.
         fetch: Gets a damaged blob again; without it a damaged blob is only removed, so that the next pull gets it.
-        launch: Starts workers.
+        launch: Starts workers, in place of a nursery.
     """
+    with nursery() as own:
+        return _check(store, repair, fetch, launch or own.launch)
+
+
+def _check(store: "Store", repair: bool, fetch: Fetch | None, launch: "Launch") -> list[Problem]:
     problems = []
     needs = _needs(store)
     for problem in _damaged_blobs(store, needs):

@@ -34,13 +34,19 @@ from sampan.storage.mount import detached
 from sampan.storage.snapshots.base import Stage
 from sampan.storage.snapshots.interface import Holder, Usage
 from sampan.storage.store import Store
-from sampan.storage.worker import Launch, Worker, spawn
+from sampan.storage.worker import Launch, Nursery, Worker
 
 if TYPE_CHECKING:
     from sampan.storage.mount import Mount
 
-_WORKER = "sampan.image.worker:main"
+_WORKER_MODULE = "sampan.image.worker"
+_WORKER = f"{_WORKER_MODULE}:main"
 _HARDENED = ["nodev", "nosuid", "noexec"]
+
+
+def nursery() -> Nursery:
+    """What workers that apply layers are started by, spawned when the first one is; the caller closes it."""
+    return Nursery(_WORKER_MODULE)
 
 
 def snapshot_name(config: ImageConfig) -> str:
@@ -70,7 +76,7 @@ def unpack(
         target: Its manifest, or an index.
         platform: Which of an index; this machine's by default.
         lease: Keeps the snapshots.
-        launch: Starts workers; by default each is spawned.
+        launch: Starts workers, in place of a nursery.
 
     Returns:
         The topmost snapshot's name, to be a container's parent.
@@ -145,7 +151,7 @@ class Unpacker:
         config: The image's configuration.
         layers: The manifest's layers, lowest first.
         lease: Keeps what is made.
-        launch: Starts workers; by default each is spawned.
+        launch: Starts workers, in place of a nursery.
         parallel: How many workers at once, of those that aren't waiting for a download.
     """
 
@@ -167,7 +173,8 @@ class Unpacker:
         self._diff_ids = diff_ids
         self._chain = chain_ids(diff_ids)
         self._lease = lease
-        self._launch = launch or spawn
+        self._nursery = nursery()
+        self._launch = launch or self._nursery.launch
         self._parallel = parallel or min(8, len(os.sched_getaffinity(0)))
         self._jobs: dict[int, _Job] = {}
         self._apart = store.snapshots.name == "overlayfs"
@@ -333,6 +340,7 @@ class Unpacker:
                 self._jobs.popitem()[1].close(self._store)
             except SampanError as error:
                 failure = failure or error
+        self._nursery.close()
         if failure:
             raise failure
 
