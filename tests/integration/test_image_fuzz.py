@@ -10,8 +10,11 @@ import io
 import os
 import shutil
 import stat
+import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,6 +26,9 @@ from sampan.image.apply import Applied, Applier, NeedsParent
 from sampan.image.tar import Entry, Reader
 from sampan.storage.chain import adopt_attributes, drop_idle_whiteouts, set_opaque
 from sampan.storage.mount import attach, detach
+
+if TYPE_CHECKING:
+    from sampan.image.tar import Plain
 
 pytestmark = pytest.mark.root
 
@@ -157,3 +163,109 @@ def listing(root: Path) -> dict[str, tuple[object, ...]]:
         target = os.readlink(path) if stat.S_ISLNK(s.st_mode) else ""
         result[str(path.relative_to(root))] = (s.st_mode, s.st_uid, content, target)
     return result
+
+
+class GeneralReader(Reader):
+    """One that takes no short way."""
+
+    def plain(self) -> Iterator[Plain]:
+        """Give nothing: ``next`` has it all."""
+        return iter(())
+
+
+def file_info(kind: bytes, name: str, link: str, size: int, fields: tuple[int, int, float]) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
+    info.mode, info.uid, info.mtime = fields
+    info.gid = info.uid // 2
+    info.size = size if kind in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE) else 0
+    return info
+
+
+FILE_NAMES = [
+    *("a", "b", "a/b", "./a/c", "a//c", "a/../b", "../b", "/a/d", "link/x", "a/./d", "deep/er/x", "deep/er/y", "a/"),
+    *(".wh.a", "a/.wh.b", "a/.wh..wh..opq", "a/..", "a/.", ".", "", "n" * 256, "d" * 90 + "/" + "f" * 60, "é" * 99),
+]
+files = st.builds(
+    file_info,
+    st.sampled_from([*[tarfile.REGTYPE] * 9, *(tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE),
+                     *(tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE)]),
+    st.sampled_from(FILE_NAMES),
+    st.sampled_from(["a", "/deep", "nowhere", "a/b"]),
+    st.sampled_from([0, 1, 511, 512, 513, 5000]),
+    st.tuples(
+        st.sampled_from([0o644, 0o755, 0o4755, 0o2711, 0o7777, 0]),
+        st.sampled_from([0, 1000, 3_000_000, 0xFFFFFFFE, 0xFFFFFFFF, -1]),
+        st.sampled_from([0, 1_600_000_000, -5, 1.5, 1 << 34, 1 << 62, 1 << 70]),
+    ),
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(files, max_size=10),
+    st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    st.lists(st.tuples(st.integers(0, 1 << 14), st.integers(0, 255), st.booleans()), max_size=3),
+    st.sampled_from([700, 1024, 4096, 100_000]),
+)
+def test_the_short_way_makes_what_the_long_one_does(
+    infos: list[tarfile.TarInfo], form: int, damage: list[tuple[int, int, bool]], piece: int
+) -> None:
+    """Plain files are made by a short way: each byte, attribute, count and refusal is that of the long one."""
+    data = packed(infos, form)
+    for position, value, repair in damage:
+        if position < len(data):
+            data[position] = value
+            if repair:
+                start = position - position % 512
+                data[start + 148 : start + 156] = b"        "
+                data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
+    short, long = (made_by(reader, bytes(data), piece) for reader in (Reader, GeneralReader))
+    assert short == long
+
+
+def packed(infos: list[tarfile.TarInfo], form: int) -> bytearray:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+        for number, info in enumerate(infos):
+            try:
+                archive.addfile(info, io.BytesIO(bytes([65 + number]) * info.size))
+            except ValueError:  # the form has no such number
+                continue
+    return bytearray(out.getvalue())
+
+
+def made_by(kind: type[Reader], data: bytes, piece: int) -> tuple[object, ...]:
+    """What a reader's members become: how it ended, what was counted, and the files."""
+    top = Path(tempfile.mkdtemp(prefix="sampan-fuzz-"))
+    source = io.BytesIO(data)
+    fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.utime(top, ns=(0, 0))
+        applier = Applier(fd)
+        ended = ""
+        try:
+            applier.apply(kind(lambda: source.read(piece)))
+        except (SampanError, NeedsParent) as error:
+            ended = f"{type(error).__name__}: {error}"
+        counted = tuple(getattr(applier.result, name) for name in Applied.__slots__)
+        return ended, counted, whole_listing(top)
+    finally:
+        os.close(fd)
+        shutil.rmtree(top)
+
+
+def whole_listing(root: Path) -> dict[str, tuple[object, ...]]:
+    """Everything about files, as far as it comes from the archive."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in sorted(root.rglob("*")):
+        s = path.lstat()
+        # A whiteout's time, like a directory's, is that of the work.
+        working = stat.S_ISDIR(s.st_mode) or stat.S_ISCHR(s.st_mode)
+        times: tuple[int, ...] = () if working else (s.st_mtime_ns, s.st_size)
+        if stat.S_ISREG(s.st_mode):  # of a link it is that of the last look at it
+            times = (s.st_atime_ns, *times)
+        content = path.read_bytes() if stat.S_ISREG(s.st_mode) else b""
+        target = os.readlink(path) if stat.S_ISLNK(s.st_mode) else ""
+        found[str(path.relative_to(root))] = (s.st_mode, s.st_uid, s.st_gid, s.st_nlink, *times, content, target)
+    return found

@@ -56,6 +56,8 @@ _REMEMBERED = 4096
 _EXTENDED_LIMIT = 1 << 20
 _SPARSE_LIMIT = 1 << 20
 _XATTR = b"SCHILY.xattr."
+#: Seconds from the epoch, in either direction, that the kernel's time has no room for.
+_TIME_LIMIT = 1 << 62
 
 
 class Limits:
@@ -63,7 +65,7 @@ class Limits:
 
     Attributes:
         entries: Files, directories, links...
-        size: Bytes of the whole expanded archive.
+        size: Bytes of the whole expanded archive, and of a sparse file.
         depth: Components of a path.
         ratio: How many times larger than its compressed form it may grow, beyond ``ratio_floor`` bytes. (Deflate can
             at most do 1032.)
@@ -76,7 +78,7 @@ class Limits:
         self,
         entries: int = 4_000_000,
         size: int = 256 << 30,
-        depth: int = 1024,
+        depth: int = 256,
         ratio: int = 200,
         ratio_floor: int = 1 << 30,
         xattrs: int = 256 << 10,
@@ -233,7 +235,7 @@ class Reader:
             if len(remembered) >= _REMEMBERED:
                 remembered.clear()
         self._owners[owner] = (_number(owner[:8]) & 0o7777, _number(owner[8:16]), _number(owner[16:]))
-        self._times[time] = (_number(time) * 1_000_000_000,) * 2
+        self._times[time] = (_time(time),) * 2
 
     def next(self) -> Entry | None:
         """The next member, or None at the end.
@@ -395,7 +397,7 @@ def _parse(header: bytes) -> tuple[Entry, bytes]:
     entry.uid = _number(uid)
     entry.gid = _number(gid)
     entry.size = entry.stored = _size(_number(size))
-    entry.mtime = _number(mtime) * 1_000_000_000
+    entry.mtime = _time(mtime)
     if kind in b"34":
         entry.major = _number(major)
         entry.minor = _number(minor)
@@ -457,6 +459,14 @@ def _size(size: int) -> int:
     return size
 
 
+def _time(field: bytes) -> int:
+    """A header's time, in nanoseconds."""
+    seconds = _number(field)
+    if not -_TIME_LIMIT < seconds < _TIME_LIMIT:
+        raise Corrupt("layer: a header has an impossible time")
+    return seconds * 1_000_000_000
+
+
 def _set_sparse(entry: Entry, pieces: list[tuple[int, int]], size: int) -> None:
     end = 0
     for offset, length in pieces:
@@ -483,8 +493,8 @@ def parse_pax(data: bytes) -> list[tuple[bytes, bytes]]:
         if end > len(data) or end <= blank + 1 or data[end - 1] != 0x0A:
             raise Corrupt("layer: an extended header is malformed")
         key, equals, value = data[blank + 1 : end - 1].partition(b"=")
-        if not equals or not key:
-            raise Corrupt("layer: an extended header has a record without a key")
+        if not equals or not key or b"\0" in key:
+            raise Corrupt("layer: an extended header has a record without a proper key")
         records.append((key, value))
         position = end
     return records

@@ -90,6 +90,14 @@ def test_large_and_negative_numbers_in_base_256() -> None:
     assert (entry.mtime, entry.uid) == (-5 * 10**9, 3_000_000)
 
 
+@pytest.mark.parametrize("seconds", [1 << 62, -(1 << 62), 1 << 70])
+def test_times_that_no_clock_can_show_are_refused(seconds: int) -> None:
+    data = pack((info("first"), b""), (info("a", mtime=seconds), b"x"), form=tarfile.GNU_FORMAT)
+    with pytest.raises(Corrupt, match="impossible time"):
+        list(members(data))
+    assert summary(data, len(data), plain=True)[-1] is Corrupt
+
+
 @pytest.mark.parametrize("form", ["gnu", "posix", "posix --sparse-version=0.0", "posix --sparse-version=0.1"])
 def test_sparse_files_of_gnu_tar(form: str, tmp_path: Path) -> None:
     path = tmp_path / "sparse"
@@ -138,7 +146,7 @@ def test_huge_extended_headers_are_not_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"x", b"5 a=", b"99 a=b\n", b"6 a=b\nx", b"0 a=b\n", b"-6 a=b\n", b"4 ab\n", b"5 =b\n"]
+    "text", [b"x", b"5 a=", b"99 a=b\n", b"6 a=b\nx", b"0 a=b\n", b"-6 a=b\n", b"4 ab\n", b"5 =b\n", b"7 a\0=b\n"]
 )
 def test_malformed_pax_records(text: bytes) -> None:
     with pytest.raises(Corrupt):
