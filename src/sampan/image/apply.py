@@ -27,6 +27,7 @@ from sampan.errors import Corrupt, Exhausted, SampanError, StageFailed
 from sampan.image import tar
 from sampan.image.acl import acl_from_text
 from sampan.image.tar import Entry, Held, Limits, Reader, show
+from sampan.linux import tree
 from sampan.linux.resolve import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, make_dirs, openat2
 
 _WHITEOUT = b".wh."
@@ -232,6 +233,8 @@ class Applier:
         self.result.bytes += entry.stored + -entry.stored % 4096
 
     def _sparse(self, entry: Entry, fd: int, reader: Reader | Held) -> None:
+        if entry.size > self._limits.size:
+            raise Exhausted(f'layer: "{show(entry.name)}" would be a file of more than {self._limits.size} bytes')
         os.ftruncate(fd, entry.size)
         for offset, length in entry.sparse or ():
             os.lseek(fd, offset, os.SEEK_SET)
@@ -371,7 +374,7 @@ class Applier:
         parent = self._open(folder)
         status = os.lstat(base, dir_fd=parent)
         if stat.S_ISDIR(status.st_mode):
-            _remove_directory(parent, base, self._limits.depth)
+            tree.remove_at(parent, base)
         else:
             os.unlink(base, dir_fd=parent)
             self.result.inodes -= 1
@@ -520,23 +523,6 @@ def _write(fd: int, piece: memoryview) -> None:
     while piece:
         done = os.write(fd, piece)
         piece = piece[done:]
-
-
-def _remove_directory(parent: int, base: bytes, depth: int) -> None:
-    if depth <= 0:
-        raise Exhausted(f'layer: the directory "{show(base)}" is too deep to be removed')
-    fd = os.open(base, _DIRECTORY, dir_fd=parent)
-    try:
-        with os.scandir(fd) as entries:
-            names = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
-        for name, is_directory in names:
-            if is_directory:
-                _remove_directory(fd, name, depth - 1)
-            else:
-                os.unlink(name, dir_fd=fd)
-    finally:
-        os.close(fd)
-    os.rmdir(base, dir_fd=parent)
 
 
 def _failed(name: bytes, error: OSError) -> SampanError:

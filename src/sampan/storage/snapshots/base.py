@@ -12,16 +12,16 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 import sqlite3
 import stat
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, StageFailed, Unsupported, WrongState
+from sampan.linux import tree
 from sampan.linux.syscall import libc
 from sampan.storage.content import locked
 from sampan.storage.database import Database
@@ -348,7 +348,7 @@ class DirectorySnapshotter(ABC):
 def remove_tree(directory: str) -> None:
     """Remove a tree without following a link in it; one that is gone already is no error."""
     try:
-        shutil.rmtree(directory)
+        tree.remove(directory)
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -361,7 +361,7 @@ def measure(root: str) -> Usage:
     """Disk blocks and inodes below ``root``, itself included; a file of several links counts once."""
     size = inodes = 0
     seen: set[tuple[int, int]] = set()
-    for status in _tree(root):
+    for status in tree.statuses(root):
         if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
             identity = (status.st_dev, status.st_ino)
             if identity in seen:
@@ -370,24 +370,6 @@ def measure(root: str) -> Usage:
         inodes += 1
         size += status.st_blocks * 512
     return Usage(size, inodes)
-
-
-def _tree(root: str) -> Iterator[os.stat_result]:
-    yield os.lstat(root)
-    pending = [root]
-    while pending:
-        try:
-            entries = os.scandir(pending.pop())
-        except FileNotFoundError:
-            continue
-        with entries:
-            for entry in entries:
-                try:
-                    yield entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
 
 
 def check_supported(mounts: Sequence[Mount], directory: str) -> None:

@@ -6,6 +6,7 @@ that everything works, and `sampan doctor` says when it is in use.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from sampan.storage.mount import Mount
 
 _FICLONE = 0x40049409
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: More than a layer may have.
+_LEVELS = 512
 
 
 class NativeSnapshotter(DirectorySnapshotter):
@@ -55,27 +59,56 @@ class NativeSnapshotter(DirectorySnapshotter):
 
 
 def copy_tree(source: str, target: str) -> None:
-    """Copy a tree into an existing directory: owners, modes, times, attributes, devices, links among its files."""
-    links: dict[tuple[int, int], str] = {}
-    _copy_directory(source, target, links)
+    """Copy a tree into an existing directory: owners, modes, times, attributes, devices, holes, links among its files.
+
+    Raises:
+        OSError: Something can't be copied.
+    """
+    old, new = (os.open(path, _DIRECTORY) for path in (source, target))
+    try:
+        _Copy(new).directory(old, new, "", 0)
+    finally:
+        os.close(old)
+        os.close(new)
 
 
-def _copy_directory(source: str, target: str, links: dict[tuple[int, int], str]) -> None:
-    with os.scandir(source) as entries:
-        for entry in entries:
-            new = os.path.join(target, entry.name)
-            status = entry.stat(follow_symlinks=False)
+class _Copy:
+    """One copy of a tree. Names are looked up in open directories, since a whole path may be longer than can be said.
+
+    Args:
+        top: Of the new tree.
+    """
+
+    def __init__(self, top: int) -> None:
+        self._top = top
+        #: Inode -> where its first name is in the new tree.
+        self._links: dict[tuple[int, int], str] = {}
+
+    def directory(self, old: int, new: int, inner: str, level: int) -> None:
+        """Copy what is in a directory, then what is said of it."""
+        if level > _LEVELS:
+            raise OSError(errno.ELOOP, "directories are nested too deep to be copied", inner[:200])
+        with os.scandir(old) as entries:
+            found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+        for name, status in found:
+            path = f"{inner}/{name}" if inner else name
             if stat.S_ISDIR(status.st_mode):
-                os.mkdir(new)
-                _copy_directory(entry.path, new, links)
+                os.mkdir(name, dir_fd=new)
+                below_old, below_new = (os.open(name, _DIRECTORY, dir_fd=fd) for fd in (old, new))
+                try:
+                    self.directory(below_old, below_new, path, level + 1)
+                finally:
+                    os.close(below_old)
+                    os.close(below_new)
                 continue
-            first = links.setdefault((status.st_dev, status.st_ino), new) if status.st_nlink > 1 else new
-            if first != new:
-                os.link(first, new, follow_symlinks=False)
-                continue
-            _copy_other(entry.path, new, status)
-            _copy_attributes(entry.path, new, status)
-    _copy_attributes(source, target, os.lstat(source))
+            first = self._links.setdefault((status.st_dev, status.st_ino), path) if status.st_nlink > 1 else path
+            if first != path:
+                os.link(first, name, src_dir_fd=self._top, dst_dir_fd=new, follow_symlinks=False)
+            else:
+                here, there = f"/proc/self/fd/{old}/{name}", f"/proc/self/fd/{new}/{name}"
+                _copy_other(here, there, status)
+                _copy_attributes(here, there, status)
+        _copy_attributes(f"/proc/self/fd/{old}/.", f"/proc/self/fd/{new}/.", os.fstat(old))
 
 
 def _copy_other(source: str, target: str, status: os.stat_result) -> None:
@@ -94,12 +127,26 @@ def _copy_file(source: str, target: str, size: int) -> None:
         try:
             fcntl.ioctl(writer, _FICLONE, reader)
         except OSError:
-            left = size
-            while left and (done := os.copy_file_range(reader, writer, left)):
-                left -= done
+            _copy_data(reader, writer, size)
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def _copy_data(reader: int, writer: int, size: int) -> None:
+    """Copy a file's bytes and leave out its holes, of which an image may have terabytes."""
+    os.ftruncate(writer, size)
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(reader, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # holes to the end
+                return
+            raise
+        end = os.lseek(reader, start, os.SEEK_HOLE)
+        while start < end and (done := os.copy_file_range(reader, writer, end - start, start, start)):
+            start += done
 
 
 def _copy_attributes(source: str, target: str, status: os.stat_result) -> None:
