@@ -57,6 +57,34 @@ def saved(store: Store, path: Path, *names: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize(("levels", "width"), [(600, 1), (3, 300)])
+def test_an_archive_whose_indexes_have_no_end_is_refused_or_read_at_once(
+    store: Store, tmp_path: Path, levels: int, width: int
+) -> None:
+    """Indexes in indexes without an end; and three of 300 entries each that are all the same, 27 million ways."""
+    value = model.append_layer(model.empty(), archive(a="1"))
+    target, documents = value.descriptor, {}
+    for _ in range(levels):
+        document = spec.encode(Index(schema_version=2, media_type=spec.MT_OCI_INDEX, manifests=(target,) * width))
+        target = spec.describe(document, spec.MT_OCI_INDEX)
+        documents[target.digest] = document
+    parts = [value.raw_manifest, value.raw_config, *(b"".join(layer.compressed()) for layer in value.layers)]
+    documents.update((spec.digest_of(data), data) for data in parts)
+    with (tmp_path / "deep.tar").open("wb") as file:
+        writer = pack.Writer(file.write)
+        for digest, data in documents.items():
+            writer.file(f"blobs/{digest.replace(':', '/')}", data)
+        writer.file("index.json", spec.encode(Index(schema_version=2, manifests=(target,))))
+        writer.close()
+    with (tmp_path / "deep.tar").open("rb") as file:
+        if width > 1:
+            assert [one.target.digest for one in load(store, "default", file.read)] == [target.digest]
+        else:
+            with pytest.raises(Corrupt, match="nested"):
+                load(store, "default", file.read)
+    assert store.images("default").list() == []
+
+
 def test_save_and_load(store: Store, other: Store, tmp_path: Path) -> None:
     value = add(store)
     store.images("default").put("quay.io/x/y:2", value.descriptor)

@@ -1,7 +1,7 @@
 """`sampan image`: looking into images and copying them between places."""
 
 import sys
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,12 +12,13 @@ from sampan.cli.flags import credentials
 from sampan.cli.main import Globals
 from sampan.cli.session import open_engine
 from sampan.errors import InvalidInput
+from sampan.image.model import Image, ImageIndex
 from sampan.image.reference import Reference
+from sampan.registry import inspecting
 from sampan.spec.image import Platform
 
 if TYPE_CHECKING:
     from sampan.engine.engine import Engine
-    from sampan.registry.places.interface import Source
 
 
 @click.group()
@@ -38,62 +39,55 @@ def inspect(options: Globals, raw: bool, configuration: bool, platform: str, cre
     PLACE is docker://, oci:, oci-archive:, docker-archive:, dir: or store:, as for `image copy`; anything else is the
     name or id of an image in the store.
     """
-    from sampan.registry import inspecting
-
     wanted = Platform.parse(platform) if platform else None
-    with open_engine(options) as engine, _source(engine, name, creds) as source:
-        target = source.target()
+    with open_engine(options) as engine, _opened(engine, name, creds) as found:
         if raw and not configuration and wanted is None:
-            sys.stdout.buffer.write(inspecting.raw_document(source, target))
-            return
-        if raw or configuration or wanted is not None:
-            found = inspecting.find(source, target, wanted)
-            if raw:
-                sys.stdout.buffer.write(found.raw_config if configuration else found.raw)
-            elif configuration:
-                render.document(found.config or found.raw_config.decode(errors="replace"))
-            else:
-                render.document(_one(found))
-            return
-        platforms = inspecting.platforms(source, target)
-        described: dict[str, Any] = {"digest": target.digest, "media_type": target.media_type, "size": target.size}
-        if platforms is None:
-            described = _one(inspecting.find(source, target))
+            sys.stdout.buffer.write(found.raw_manifest)
+        elif raw or configuration or wanted is not None:
+            _show_one(found.select(wanted) if isinstance(found, ImageIndex) else found, raw, configuration)
         else:
-            described["platforms"] = platforms
-        names = _names(engine, target.digest)
-        render.document({"names": names, **described} if names else described)
+            names = [entry.name for entry in engine.store.images(engine.namespace).find(found.digest)]
+            described = _whole_index(found) if isinstance(found, ImageIndex) else _whole(found)
+            render.document({"names": names, **described} if names else described)
 
 
-def _one(found: Any) -> dict[str, Any]:
-    return {
-        "digest": found.descriptor.digest,
-        "media_type": found.descriptor.media_type,
-        "size": found.descriptor.size,
-        "manifest": found.manifest,
-        "config": found.config,
-    }
+def _show_one(found: Image, raw: bool, configuration: bool) -> None:
+    if raw:
+        sys.stdout.buffer.write(found.raw_config if configuration else found.raw_manifest)
+    elif configuration:
+        render.document(inspecting.configuration(found) or found.raw_config.decode(errors="replace"))
+    else:
+        render.document(_whole(found))
 
 
-def _names(engine: "Engine", digest: str) -> list[str]:
-    return [entry.name for entry in engine.store.images(engine.namespace).find(digest)]
+def _whole(found: Image) -> dict[str, Any]:
+    return {**_head(found), "manifest": found.manifest, "config": inspecting.configuration(found)}
 
 
-def _source(engine: "Engine", name: str, creds: str) -> "AbstractContextManager[Source]":
+def _whole_index(found: ImageIndex) -> dict[str, Any]:
+    return {**_head(found), "platforms": inspecting.platforms(found)}
+
+
+def _head(found: Image | ImageIndex) -> dict[str, Any]:
+    descriptor = found.descriptor
+    return {"digest": descriptor.digest, "media_type": descriptor.media_type, "size": descriptor.size}
+
+
+def _opened(engine: "Engine", name: str, creds: str) -> "AbstractContextManager[Image | ImageIndex]":
     """What a name or a place leads to."""
-    from sampan.registry.copying import TRANSPORTS, open_source
+    from sampan.registry.copying import TRANSPORTS
+    from sampan.registry.opening import image_of, open_image
     from sampan.registry.places.stored import StoreSource
 
     if not name.startswith(TRANSPORTS):
-        return closing(StoreSource(engine.store, engine.namespace, name, engine.images.target(name)))
-    return closing(
-        open_source(
-            name,
-            resolver=engine.resolver,
-            store=engine.store,
-            namespace=engine.namespace,
-            credentials=credentials(creds),
-        )
+        source = StoreSource(engine.store, engine.namespace, name, engine.images.target(name))
+        return nullcontext(image_of(source))
+    return open_image(
+        name,
+        resolver=engine.resolver,
+        store=engine.store,
+        namespace=engine.namespace,
+        credentials=credentials(creds),
     )
 
 

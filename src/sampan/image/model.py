@@ -28,6 +28,8 @@ from sampan.spec.image import (
 )
 
 _CHUNK = 1 << 20
+#: An index in an index is allowed by the specification; some levels more are a loop or a bad joke.
+_DEPTH_LIMIT = 4
 
 
 class Blobs(Protocol):
@@ -152,15 +154,32 @@ class Image:
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """Images of several platforms."""
+    """Images of several platforms. ``depth``: how many indexes it lies in."""
 
     blobs: Blobs
     descriptor: Descriptor
+    depth: int = 0
+
+    @property
+    def digest(self) -> str:
+        """The index's digest."""
+        return self.descriptor.digest
+
+    @cached_property
+    def raw_manifest(self) -> bytes:
+        """The index as it is."""
+        return self.blobs.read(self.descriptor)
 
     @cached_property
     def index(self) -> spec.Index:
-        """The index."""
-        document = spec.decode_manifest(self.blobs.read(self.descriptor), self.descriptor.media_type)
+        """The index.
+
+        Raises:
+            Corrupt: It is none, or lies in too many others.
+        """
+        if self.depth >= _DEPTH_LIMIT:
+            raise Corrupt(f"image {self.descriptor.digest}: indexes are nested more than {_DEPTH_LIMIT} deep")
+        document = spec.decode_manifest(self.raw_manifest, self.descriptor.media_type)
         if not isinstance(document, spec.Index):
             raise Corrupt(f"image {self.descriptor.digest}: is no index")
         return document
@@ -168,7 +187,7 @@ class ImageIndex:
     def children(self) -> "Iterator[Image | ImageIndex]":
         """What it lists, in its order; whether the source has them or not."""
         for descriptor in self.index.manifests:
-            yield at(self.blobs, descriptor)
+            yield at(self.blobs, descriptor, self.depth + 1)
 
     def select(self, platform: Platform | None = None) -> "Image":
         """The image for a platform, this machine's by default.
@@ -176,7 +195,7 @@ class ImageIndex:
         Raises:
             NotFound: There is none.
         """
-        chosen = at(self.blobs, spec.select_platform(self.index, platform))
+        chosen = at(self.blobs, spec.select_platform(self.index, platform), self.depth + 1)
         return chosen.select(platform) if isinstance(chosen, ImageIndex) else chosen
 
 
@@ -184,10 +203,10 @@ class ImageIndex:
 Index = ImageIndex
 
 
-def at(blobs: Blobs, descriptor: Descriptor) -> Image | ImageIndex:
-    """What a descriptor leads to."""
+def at(blobs: Blobs, descriptor: Descriptor, depth: int = 0) -> Image | ImageIndex:
+    """What a descriptor leads to; ``depth``: in how many indexes it was found."""
     if descriptor.media_type in INDEX_TYPES:
-        return ImageIndex(blobs, descriptor)
+        return ImageIndex(blobs, descriptor, depth)
     return Image(blobs, descriptor)
 
 

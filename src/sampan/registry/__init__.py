@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sampan.registry.copying import copy
     from sampan.registry.credentials import Credentials
+    from sampan.registry.opening import open_image
     from sampan.registry.progress import Event
     from sampan.registry.pulling import Pulled, pull
     from sampan.registry.pushing import push
     from sampan.registry.resolver import Resolver
     from sampan.registry.transport import Limits
 
-__all__ = ["Credentials", "Event", "Limits", "Pulled", "Resolver", "copy", "pull", "push"]
+__all__ = ["Credentials", "Event", "Limits", "Pulled", "Resolver", "copy", "open_image", "pull", "push"]
 
 _HOMES = {
     "Credentials": "credentials",
@@ -24,6 +25,7 @@ _HOMES = {
     "Pulled": "pulling",
     "Resolver": "resolver",
     "copy": "copying",
+    "open_image": "opening",
     "pull": "pulling",
     "push": "pushing",
 }

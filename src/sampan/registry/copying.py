@@ -178,9 +178,13 @@ class _Copy:
         self._sink = sink
         self._reporter = reporter
         self._form = form
+        #: Documents that were copied, and what they became: an index may list one again and again.
+        self._done: dict[str, Descriptor] = {}
 
     def document(self, descriptor: Descriptor, platform: Platform | None, depth: int) -> Descriptor:
         """Copy a manifest or index after all that it speaks of; returns what was written: one platform's, if chosen."""
+        if descriptor.digest in self._done:
+            return self._done[descriptor.digest]
         if depth > _DEPTH_LIMIT:
             raise Corrupt(f"indexes are nested more than {_DEPTH_LIMIT} deep")
         data = b"".join(checked(descriptor, iter([self._source.document(descriptor)])))
@@ -194,10 +198,12 @@ class _Copy:
             for blob in {part.digest: part for part in (*document.layers, document.config)}.values():
                 if blob.media_type not in FOREIGN_LAYER_TYPES:
                     self._blob(blob)
+        written = descriptor
         if self._form and not has_form(descriptor, document, self._form):
-            descriptor, data = converted(document, self._form, children)
-        self._sink.put_document(descriptor, data)
-        return descriptor
+            written, data = converted(document, self._form, children)
+        self._sink.put_document(written, data)
+        self._done[descriptor.digest] = written
+        return written
 
     def _blob(self, blob: Descriptor) -> None:
         if self._sink.has(blob):

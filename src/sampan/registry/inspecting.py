@@ -1,26 +1,16 @@
-"""Looking into an image where it is: its documents, and for an index what each platform's image runs."""
+"""Looking into an image where it is: for an index, what each platform's image runs."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 import msgspec
 
-from sampan.errors import Corrupt, NotFound, SampanError
-from sampan.registry.copying import checked
-from sampan.registry.places.interface import Source
-from sampan.spec.image import (
-    CONFIG_LIMIT,
-    CONFIG_TYPES,
-    Descriptor,
-    ImageConfig,
-    Index,
-    Manifest,
-    Platform,
-    decode_config,
-    decode_manifest,
-    select_platform,
-)
+from sampan.errors import Exhausted, NotFound, SampanError
+from sampan.image.model import Image, ImageIndex
+from sampan.spec.image import CONFIG_TYPES, Descriptor, ImageConfig, Platform
 
-_DEPTH_LIMIT = 3
+#: More images than any index has, unless its indexes list each other's again and again.
+_IMAGES_LIMIT = 10_000
 
 
 class PlatformImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,85 +29,59 @@ class PlatformImage(msgspec.Struct, frozen=True, kw_only=True):
     missing: str = ""
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """An image of one platform, with the bytes of its documents."""
+def platforms(index: ImageIndex) -> list[PlatformImage]:
+    """Every image of an index, and of the indexes in it.
 
-    descriptor: Descriptor
-    raw: bytes
-    manifest: Manifest
-    raw_config: bytes
-    #: None for an artifact, whose configuration is anything.
-    config: ImageConfig | None
-
-
-def raw_document(source: Source, descriptor: Descriptor) -> bytes:
-    """A manifest or an index, byte for byte, checked."""
-    return b"".join(checked(descriptor, iter([source.document(descriptor)])))
+    Raises:
+        Corrupt: A document is not what its digest says.
+        Exhausted: They are too many.
+    """
+    found = list(islice(_platforms(index), _IMAGES_LIMIT + 1))
+    if len(found) > _IMAGES_LIMIT:
+        raise Exhausted(f"image {index.digest}: lists more than {_IMAGES_LIMIT} images")
+    return found
 
 
-def platforms(source: Source, target: Descriptor) -> list[PlatformImage] | None:
-    """Every image of an index; None if ``target`` is no index."""
-    document = decode_manifest(raw_document(source, target), target.media_type)
-    return list(_platforms(source, document, 0)) if isinstance(document, Index) else None
-
-
-def _platforms(source: Source, index: Index, depth: int) -> Iterator[PlatformImage]:
-    if depth >= _DEPTH_LIMIT:
-        raise Corrupt(f"indexes are nested more than {_DEPTH_LIMIT} deep")
-    for child in index.manifests:
+def _platforms(index: ImageIndex) -> Iterator[PlatformImage]:
+    for child in index.children():
         try:
-            document = decode_manifest(raw_document(source, child), child.media_type)
-            if isinstance(document, Index):
-                yield from _platforms(source, document, depth + 1)
-                continue
-            yield _described(child, _found(source, child, document))
+            if isinstance(child, ImageIndex):
+                yield from _platforms(child)
+            else:
+                yield _described(child)
         except NotFound as error:
-            yield _described(child, None, error.message)
+            yield _missing(child.descriptor, error)
 
 
-def _described(child: Descriptor, found: Found | None, missing: str = "") -> PlatformImage:
+def _described(image: Image) -> PlatformImage:
+    config = configuration(image)
     # The index's word comes first: it is what a machine chooses by; a manifest in it may say nothing.
-    platform = child.platform or (found.config.platform if found and found.config else Platform())
-    container = found.config.container if found and found.config else None
-    sizes = [blob.size for blob in (found.manifest.config, *found.manifest.layers)] if found else []
+    platform = image.descriptor.platform or (config.platform if config else Platform())
+    container = config.container if config else None
     return PlatformImage(
         os=platform.os,
         architecture=platform.architecture,
         variant=platform.variant,
-        digest=child.digest,
-        media_type=child.media_type,
-        size=sum(sizes) if found else None,
+        digest=image.digest,
+        media_type=image.descriptor.media_type,
+        size=sum(blob.size for blob in (image.manifest.config, *image.manifest.layers)),
         entrypoint=container.entrypoint if container else None,
         command=container.cmd if container else None,
-        missing=missing,
     )
 
 
-def find(source: Source, target: Descriptor, platform: Platform | None = None) -> Found:
-    """The image of one platform, this machine's by default.
-
-    Raises:
-        NotFound: The index has none for it, or it is not there.
-        Corrupt: A document is not what its digest says.
-    """
-    for _ in range(_DEPTH_LIMIT):
-        document = decode_manifest(raw_document(source, target), target.media_type)
-        if not isinstance(document, Index):
-            return _found(source, target, document)
-        target = select_platform(document, platform)
-    raise Corrupt(f"indexes are nested more than {_DEPTH_LIMIT} deep")
+def _missing(descriptor: Descriptor, error: SampanError) -> PlatformImage:
+    platform = descriptor.platform or Platform()
+    return PlatformImage(
+        os=platform.os,
+        architecture=platform.architecture,
+        variant=platform.variant,
+        digest=descriptor.digest,
+        media_type=descriptor.media_type,
+        missing=error.message,
+    )
 
 
-def _found(source: Source, descriptor: Descriptor, manifest: Manifest) -> Found:
-    raw = raw_document(source, descriptor)
-    described = manifest.config
-    if described.size > CONFIG_LIMIT:
-        raise Corrupt(f"image config {described.digest}: says {described.size} bytes, too many")
-    data = b"".join(checked(described, source.blob(described)))
-    config = None
-    if described.media_type in CONFIG_TYPES:
-        try:
-            config = decode_config(data)
-        except SampanError as error:
-            raise Corrupt(f"{described.digest}: {error.message}") from None
-    return Found(descriptor=descriptor, raw=raw, manifest=manifest, raw_config=data, config=config)
+def configuration(image: Image) -> ImageConfig | None:
+    """An image's configuration; None for an artifact, whose configuration is anything."""
+    return image.config if image.manifest.config.media_type in CONFIG_TYPES else None

@@ -124,13 +124,13 @@ class Pusher:
 
     def send(self, target: Descriptor, platform: Platform | None) -> Descriptor:
         """Send all of an image, its name last."""
-        documents: list[tuple[Descriptor, bytes]] = []
+        documents: dict[str, tuple[Descriptor, bytes]] = {}
         blobs: dict[str, Descriptor] = {}
         root = self._gather(target, platform, documents, blobs)
         self._send_blobs(list(blobs.values()))
         with self._store.transaction():
             remember_source(self._store, self._target, list(blobs.values()))
-        for descriptor, data in documents:
+        for descriptor, data in documents.values():
             by_name = descriptor == root
             name = self._target.target if by_name else descriptor.digest
             if by_name and self._target.digest and self._target.digest != root.digest:
@@ -142,7 +142,7 @@ class Pusher:
         self,
         descriptor: Descriptor,
         platform: Platform | None,
-        documents: list[tuple[Descriptor, bytes]],
+        documents: dict[str, tuple[Descriptor, bytes]],
         blobs: dict[str, Descriptor],
         depth: int = 0,
     ) -> Descriptor:
@@ -156,10 +156,11 @@ class Pusher:
                 chosen = select_platform(document, platform)
                 return self._gather(chosen, platform, documents, blobs, depth + 1)
             for child in document.manifests:
-                self._gather(child, None, documents, blobs, depth + 1)
+                if child.digest not in documents:  # an index may list one again and again
+                    self._gather(child, None, documents, blobs, depth + 1)
         else:
             blobs.update(_blobs_of(document))
-        documents.append((descriptor, data))
+        documents[descriptor.digest] = (descriptor, data)
         return descriptor
 
     def _read(self, descriptor: Descriptor) -> bytes:

@@ -129,24 +129,25 @@ def save(store: Store, namespace: str, names: Sequence[str], write: Callable[[by
 
 def _gather(value: Image | ImageIndex, blobs: dict[str, Descriptor]) -> None:
     """Every blob of an image; of an index, of those of its images that are complete."""
+    if value.digest in blobs:
+        return  # an index may list one again and again
+    below: list[Descriptor] = []
     if isinstance(value, ImageIndex):
         found = 0
         for child in value.children():
-            below: dict[str, Descriptor] = {}
             try:
-                _gather(child, below)
+                _gather(child, blobs)
             except NotFound:
                 continue
             found += 1
-            blobs.update(below)
         if not found:
-            raise NotFound(f"image {value.descriptor.digest}: none of its platforms is in the store")
+            raise NotFound(f"image {value.digest}: none of its platforms is in the store")
     else:
-        for target in (value.manifest.config, *value.manifest.layers):
-            if target.media_type not in spec.FOREIGN_LAYER_TYPES:
-                value.blobs.open(target).close()
-                blobs[target.digest] = target
-    blobs[value.descriptor.digest] = value.descriptor
+        parts = (value.manifest.config, *value.manifest.layers)
+        below = [part for part in parts if part.media_type not in spec.FOREIGN_LAYER_TYPES]
+        for part in below:
+            value.blobs.open(part).close()
+    blobs.update((part.digest, part) for part in (*below, value.descriptor))
 
 
 def _named(target: Descriptor, name: str) -> Descriptor:

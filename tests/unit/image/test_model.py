@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -64,6 +65,31 @@ def test_a_layout_gives_back_what_was_written(image: Image, tmp_path: Path) -> N
         again.get("v3")
     with pytest.raises(InvalidInput, match="several"):
         again.get()
+
+
+def test_indexes_in_indexes_have_an_end(image: Image) -> None:
+    blobs: dict[str, bytes] = {}
+    target = msgspec.structs.replace(image.descriptor, platform=Platform.host())
+    tops = []
+    for _ in range(2000):
+        data = spec.encode(spec.Index(schema_version=2, media_type=spec.MT_OCI_INDEX, manifests=(target,)))
+        target = spec.describe(data, spec.MT_OCI_INDEX)
+        blobs[target.digest] = data
+        tops.append(model.ImageIndex(model.MemoryBlobs(blobs, image.blobs), target))
+    assert tops[2].select().digest == image.digest
+    for deep in (tops[10], tops[-1]):
+        with pytest.raises(Corrupt, match="nested"):
+            deep.select()
+        with pytest.raises(Corrupt, match="nested"):
+            list(walk(deep))
+
+
+def walk(value: model.Image | model.ImageIndex) -> Iterator[str]:
+    """Digests of all that an index leads to."""
+    yield value.digest
+    if isinstance(value, model.ImageIndex):
+        for child in value.children():
+            yield from walk(child)
 
 
 def test_damage_is_found(image: Image, tmp_path: Path) -> None:

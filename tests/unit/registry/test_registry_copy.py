@@ -8,12 +8,15 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from registry_peers import Fault, FaultRegistry, Image, make_image, make_index, noise_image
 from sampan.errors import Corrupt, InvalidInput, NotFound, SampanError, Unavailable, WrongState
-from sampan.registry import Event, Limits, Resolver, copy
-from sampan.spec.image import decode_manifest
+from sampan.image import layout, model
+from sampan.image.layout import Layout
+from sampan.registry import Event, Limits, Resolver, copy, open_image
+from sampan.spec.image import Platform, decode_manifest
 from sampan.storage.store import Store
 
 RESOLVER = Resolver((), (), Limits(backoff=0.01, attempts=3, read=2.0))
@@ -86,6 +89,42 @@ def test_an_index_goes_whole_or_in_part(places: Places, kind: str) -> None:
     assert holds(places, two)
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "docker-archive"])
+def test_an_image_anywhere_is_a_value(places: Places, image: Image, kind: str) -> None:
+    copied = places.copy(places("docker", "app"), places(kind, "one"))
+    with open_image(places(kind, "one"), resolver=RESOLVER, store=places.store) as found:
+        assert isinstance(found, model.Image)
+        if kind != "docker-archive":  # which has no manifests
+            assert found.digest == copied
+        assert model.validate(found) == []
+        layer = found.layers[0]
+        archive = gzip.decompress(image.blobs[image.layers[0].digest])
+        assert b"".join(layer.uncompressed()) == archive
+        with layer.blobs.open(layer.descriptor) as file:
+            assert file.read(2) == (b"\x1f\x8b" if kind != "docker-archive" else archive[:2])
+        changed = model.append_layer(found, b"\0" * 1024)
+        layout.write(Layout(str(places.folder / "changed"), create=True), changed, "2")
+    places.copy(f"oci:{places.folder}/changed:2", places("docker", "back"))
+    assert places.registry.tree.manifest("back", "1")[0] == changed.digest
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_anywhere_is_a_value_and_what_differs_is_found(places: Places, kind: str) -> None:
+    one, two = make_image([{"a": b"1"}]), make_image([{"a": b"2"}], architecture="arm64")
+    index = make_index({"linux/amd64": one, "linux/arm64": two})
+    index.put_into(places.registry.tree, "app", "1")
+    places.copy(places("docker", "app"), places(kind, "one"))
+    with open_image(places(kind, "one"), resolver=RESOLVER, store=places.store) as found:
+        assert isinstance(found, model.ImageIndex)
+        assert found.raw_manifest == index.blobs[index.target.digest]
+        assert [child.descriptor.digest for child in found.children()] == [one.target.digest, two.target.digest]
+        chosen = found.select(Platform.parse("linux/arm64"))
+        assert (chosen.digest, chosen.config.architecture) == (two.target.digest, "arm64")
+        wrong = model.Image(found.blobs, msgspec.structs.replace(one.target, size=one.target.size + 1))
+        with pytest.raises(Corrupt):
+            _ = wrong.manifest
+
+
 def test_a_docker_archive(places: Places, image: Image) -> None:
     places.copy(places("docker", "app"), places("docker-archive", "saved"))
     with tarfile.open(places.folder / "saved.dtar") as archive:
@@ -114,6 +153,18 @@ def test_an_archive_may_be_compressed(places: Places, image: Image) -> None:
     (places.folder / "b.tar").write_bytes(gzip.compress(plain.read_bytes()))
     places.copy(places("oci-archive", "b"), places("docker", "back"))
     assert holds(places, image)
+
+
+def test_what_an_index_lists_again_and_again_is_copied_once(places: Places) -> None:
+    """Three levels of a hundred entries each that are all the same: a million ways to one image."""
+    top = make_image([{"a": b"1"}])
+    for _ in range(3):
+        top = make_index({f"linux/a{number}": top for number in range(100)})
+        top.manifests = list({one.digest: one for one in top.manifests}.values())
+    top.put_into(places.registry.tree, "app", "1")
+    before = len(places.registry.requests)
+    assert places.copy(places("docker", "app"), places("store", "one")) == top.target.digest
+    assert len(places.registry.requests) - before < 20
 
 
 def test_a_layout_holds_several_images(places: Places, image: Image) -> None:

@@ -10,5 +10,6 @@ A place is written ``transport:details``, in the notation that skopeo and Podman
     store:NAME                   a name in a store's namespace
 
 A new source is four methods, a new sink five; :mod:`sampan.registry.copying` does the rest: it checks every digest,
-sends blobs before what speaks of them, and names the image last.
+sends blobs before what speaks of them, and names the image last. A source is a value of the API, too:
+:func:`sampan.registry.open_image`.
 """
