@@ -5,6 +5,7 @@ import os
 import shlex
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -221,6 +222,34 @@ def test_a_pinned_image_is_told_to_be(daemon: World) -> None:
     (found,) = daemon.images.ListImages(pb.ListImagesRequest()).images
     assert found.pinned
     assert daemon.images.ImageStatus(pb.ImageStatusRequest(image=daemon.image)).image.pinned
+
+
+def test_garbage_collection_takes_images_that_are_neither_used_nor_pinned(daemon: World) -> None:
+    host = daemon.image.image.partition("/")[0]
+    for name in ("spare", "used"):
+        plain = oci_image.Image([oci_image.layer([oci_image.file("/name", name)])], {"Cmd": ["/name"]})
+        oci_image.push(plain, f"http://{host}", f"demo/{name}", "1")
+        daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=f"{host}/demo/{name}:1")))
+    run(
+        daemon,
+        run_pod(daemon),
+        mounts=[pb.Mount(container_path="/image", image=pb.ImageSpec(image=f"{host}/demo/used:1"))],
+    )
+    program = str(Path(sys.executable).with_name("sampan"))
+    command = [program, "--config", str(daemon.folder / "config.toml"), "-n", "k8s.io", "gc", "--images"]
+
+    def collect(*options: str) -> list[str]:
+        done = subprocess.run([*command, *options], check=True, capture_output=True, text=True)
+        return [line for line in done.stdout.splitlines() if line.startswith("image ")]
+
+    assert collect("--dry-run") == collect() == [f"image {host}/demo/spare:1"]
+    listed = daemon.images.ListImages(pb.ListImagesRequest()).images
+    assert {tag for each in listed for tag in each.repo_tags} == {
+        f"{host}/demo/{name}:1" for name in ("volumes", "used")
+    }
+    assert collect() == []
+    daemon.remove_pods()
+    assert collect() == [f"image {host}/demo/used:1"]
 
 
 @pytest.mark.parametrize("websocket", [False, True], ids=["spdy", "websocket"])

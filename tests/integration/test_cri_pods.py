@@ -15,9 +15,11 @@ import oci_image
 import pytest
 import test_images
 from cri_daemon import Daemon, private_daemon
+from cri_servers import SLOWNESS
 from local_registry import LocalRegistry
 
 from sampan.cri import api_pb2 as pb
+from sampan.cri.server import POOLS
 
 pytestmark = pytest.mark.root
 
@@ -182,6 +184,31 @@ def test_a_repeated_request_gets_the_same_object(daemon: Daemon, registry: Local
     assert len(containers) == 1
     assert len(daemon.runtime.ListPodSandbox(pb.ListPodSandboxRequest()).items) == 1
     assert run_pod(daemon, pod_config(daemon, attempt=1)) != pod
+
+
+def test_commands_that_nobody_waits_for_any_more_end_and_hold_up_nothing(
+    daemon: Daemon, registry: LocalRegistry
+) -> None:
+    container = create(daemon, registry, run_pod(daemon, pod_config(daemon)), "exec sleep 1000")
+    start(daemon, container)
+    runtime = daemon.runtime
+    request = pb.ExecSyncRequest(container_id=container, cmd=["sleep", "1000"])
+    calls = [runtime.ExecSync.future(request) for _ in range(POOLS["exec"])]
+
+    def processes() -> int:
+        (stats,) = runtime.ListPodSandboxStats(pb.ListPodSandboxStatsRequest()).stats
+        return int(stats.linux.process.process_count.value)
+
+    until(lambda: processes() == 1 + len(calls), 60 * SLOWNESS)
+    for call in calls:
+        call.cancel()
+    done = runtime.ExecSync(pb.ExecSyncRequest(container_id=container, cmd=["echo", "hello"], timeout=20))
+    assert done.stdout == b"hello\n"
+    until(lambda: processes() == 1, 20 * SLOWNESS)
+    with pytest.raises(grpc.RpcError) as late:
+        runtime.ExecSync(request, timeout=0.3)
+    assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    until(lambda: processes() == 1, 20 * SLOWNESS)
 
 
 def test_filters_and_pieces(daemon: Daemon, registry: LocalRegistry) -> None:

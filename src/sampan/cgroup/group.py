@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sampan.cgroup.oom import OomWatch
+    from sampan.cgroup.usage import Usage
 
 #: signal(7); the signal module makes enumerations, which take a millisecond.
 SIGKILL = 9
@@ -147,6 +148,14 @@ class Group:
 
     def remove(self) -> None:
         """Remove the group, the groups under it, and the parents that :meth:`create` made and that are now empty."""
+        raise NotImplementedError
+
+    def usage(self) -> Usage:
+        """What of :meth:`stats` is asked for all the time.
+
+        Raises:
+            FileNotFoundError: The group is not there.
+        """
         raise NotImplementedError
 
     def oom_kills(self) -> int:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sampan.cgroup.oom import OomWatch
+    from sampan.cgroup.usage import Usage
 
 #: Seconds that systemd may take for a job.
 _PATIENCE = 30.0
@@ -193,6 +194,9 @@ class SystemdGroup(Group):
 
     def oom_watch(self) -> OomWatch:
         return self._inner.oom_watch()
+
+    def usage(self) -> Usage:
+        return self._inner.usage()
 
     def memory_usage(self) -> int:
         return self._inner.memory_usage()

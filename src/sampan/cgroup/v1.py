@@ -22,6 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from sampan.cgroup.usage import Usage
+
 #: Seconds that a freeze may take; a process in an uninterruptible wait cannot be frozen.
 _FREEZE_PATIENCE = 10.0
 #: The controller whose membership is asked: every v1 set-up of a container has one of these.
@@ -128,6 +130,11 @@ class GroupV1(Group):
 
     def stats(self) -> dict[str, Any]:
         return v1_stats.gather(self._directories)
+
+    def usage(self) -> Usage:
+        from sampan.cgroup.usage import of_v1  # monitors never ask
+
+        return of_v1(self._directories)
 
     def freeze(self) -> None:
         self._set_frozen("FROZEN")

@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from sampan.cgroup.usage import Usage
+
 #: Seconds that a freeze may take; a process in an uninterruptible wait cannot be frozen.
 _FREEZE_PATIENCE = 10.0
 
@@ -131,6 +133,11 @@ class GroupV2(Group):
 
     def stats(self) -> dict[str, Any]:
         return v2_stats.gather(self._directory)
+
+    def usage(self) -> Usage:
+        from sampan.cgroup.usage import of_v2  # monitors never ask
+
+        return of_v2(self._directory)
 
     def freeze(self) -> None:
         self._set_frozen(True)

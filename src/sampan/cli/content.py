@@ -22,15 +22,20 @@ _EDIT_SECONDS = 24 * 3600.0
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--images", is_flag=True, help="Remove images too that no container has, less those that are pinned.")
 @click.option("--explain", "name", default="", metavar="DIGEST|SNAPSHOT", help="Say why this is kept.")
 @click.pass_obj
-def gc(options: Globals, dry_run: bool, name: str) -> None:
+def gc(options: Globals, dry_run: bool, images: bool, name: str) -> None:
     """Remove content and snapshots that nothing refers to."""
     with open_engine(options) as engine:
         if name:
             for line in engine.store.explain(name):
                 click.echo(line)
             return
+        for image in engine.images.unused() if images else ():
+            click.echo(f"image {', '.join(image.repo_tags or image.repo_digests)}")
+            if not dry_run:
+                engine.images.remove(image.id)
         done = engine.store.gc(dry_run=dry_run)
         for digest in done.content:
             click.echo(digest)

@@ -9,6 +9,7 @@ from sampan.cri import api_pb2 as pb
 from sampan.cri import fields
 from sampan.engine.engine import Engine
 from sampan.errors import InvalidInput, WrongState
+from sampan.shim.cancellation import Cancellation
 
 _LONGEST = (1 << 31) - 1
 
@@ -41,12 +42,15 @@ class Commands:
         self._engine = engine
         self._streams = streams
 
-    def exec_sync(self, request: pb.ExecSyncRequest, _context: grpc.ServicerContext) -> pb.ExecSyncResponse:
-        """Run a command to its end."""
+    def exec_sync(self, request: pb.ExecSyncRequest, context: grpc.ServicerContext) -> pb.ExecSyncResponse:
+        """Run a command to its end; when the client gives up, it is ended."""
         container_id = fields.identifier(request.container_id, "container_id")
         command = _command(request.cmd)
         timeout = fields.between(request.timeout, 0, _LONGEST, "timeout")
-        result = self._engine.containers.exec_sync(container_id, command, float(timeout))
+        cancellation = Cancellation()
+        if not context.add_callback(cancellation.cancel):
+            cancellation.cancel()
+        result = self._engine.containers.exec_sync(container_id, command, float(timeout), cancellation)
         return pb.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code)
 
     def exec(self, request: pb.ExecRequest, _context: grpc.ServicerContext) -> pb.ExecResponse:

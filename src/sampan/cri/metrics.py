@@ -11,7 +11,6 @@ import msgspec
 
 from sampan.cri import api_pb2 as pb
 from sampan.cri import container_metrics, lists
-from sampan.cri.usage import GONE
 from sampan.engine.engine import Engine
 from sampan.engine.model import ContainerRecord, PodRecord
 from sampan.engine.processes import ProcessFigures
@@ -166,19 +165,13 @@ class Metrics:
             yield pb.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=piece)
 
     def _pods(self) -> Iterator[pb.PodSandboxMetrics]:
-        for pod in self._engine.pods.list(state="ready"):
-            try:
-                stats = self._engine.pods.stats(pod.id)
-            except GONE:
-                continue
-            records = {each.id: each for each in self._engine.containers.list(pod_id=pod.id)}
+        for pod, stats, records in self._engine.pods.usage(self._engine.pods.list(state="ready"), full=True):
             yield pb.PodSandboxMetrics(
                 pod_sandbox_id=pod.id,
                 metrics=_of_pod(pod, stats),
                 container_metrics=[
                     pb.ContainerMetrics(container_id=each.id, metrics=self._container(pod, records[each.id], each))
                     for each in stats.containers
-                    if each.id in records
                 ],
             )
 

@@ -6,7 +6,8 @@ here the descriptor says it all.
 
 Threads: calls that only read records (lists, statuses, versions) have a pool of their own, so that work which waits
 for a container or a registry can't keep a kubelet from seeing the node; so have pulls, figures of usage, and followers
-of events, which stay for hours.
+of events, which stay for hours. Commands, and containers that take their time to end, which a whole node may be full
+of, keep nothing new from being made.
 """
 
 import logging
@@ -24,7 +25,7 @@ from sampan.cri import api_pb2, failures
 _LOG = logging.getLogger("sampan.cri")
 
 #: Threads of each pool; they are made when they are first needed.
-POOLS = {"work": 128, "read": 16, "usage": 16, "pull": 32, "follow": 64}
+POOLS = {"work": 128, "end": 512, "exec": 256, "read": 16, "usage": 16, "pull": 32, "follow": 64}
 #: A kubelet's own limit is 16 MiB each way.
 MESSAGE_LIMIT = 16 << 20
 #: ExecSync answers with up to 16 MiB of each stream.
@@ -34,6 +35,8 @@ ANSWER_LIMIT = 34 << 20
 _POOL_OF = (
     (re.compile(r"GetContainerEvents"), "follow"),
     (re.compile(r"PullImage"), "pull"),
+    (re.compile(r"ExecSync"), "exec"),
+    (re.compile(r"(Stop|Remove)(Container|PodSandbox)"), "end"),
     (re.compile(r"\w+(Stats|Metrics)|ImageFsInfo"), "usage"),
     (re.compile(r"Version|RuntimeConfig|\w*Status|(List|Stream)\w+|Exec|Attach|PortForward"), "read"),
     (re.compile(r"\w+"), "work"),

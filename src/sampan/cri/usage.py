@@ -8,10 +8,7 @@ from sampan.cri import api_pb2 as pb
 from sampan.cri import fields, lists, usage_messages
 from sampan.engine.engine import Engine
 from sampan.engine.model import PodRecord
-from sampan.errors import NotFound, Unavailable, WrongState
-
-#: A list goes on without what ended, or whose monitor went, while it was made.
-GONE = (NotFound, WrongState, Unavailable)
+from sampan.errors import WrongState
 
 
 class Usage:
@@ -51,11 +48,8 @@ class Usage:
             pod_id=fields.word(wanted.pod_sandbox_id, "filter.pod_sandbox_id"),
             labels=lists.selector(wanted.label_selector),
         )
-        for record in records:
-            try:
-                yield usage_messages.container(record, self._engine.containers.stats(record.id))
-            except GONE:
-                continue
+        for record, stats in self._engine.containers.usage(records):
+            yield usage_messages.container(record, stats)
 
     def pod_sandbox_stats(
         self, request: pb.PodSandboxStatsRequest, _context: grpc.ServicerContext
@@ -64,7 +58,7 @@ class Usage:
         record = self._engine.pods.get(fields.identifier(request.pod_sandbox_id, "pod_sandbox_id"))
         if record.state != "ready":
             raise WrongState(f'pod "{record.id[:12]}" is not ready')
-        return pb.PodSandboxStatsResponse(stats=self._pod(record))
+        return pb.PodSandboxStatsResponse(stats=next(self._usage([record])))
 
     def list_pod_sandbox_stats(
         self, request: pb.ListPodSandboxStatsRequest, _context: grpc.ServicerContext
@@ -80,16 +74,11 @@ class Usage:
             yield pb.StreamPodSandboxStatsResponse(pod_sandbox_stats=piece)
 
     def _pods(self, wanted: pb.PodSandboxStatsFilter) -> Iterator[pb.PodSandboxStats]:
-        records = self._engine.pods.list(
-            id=fields.word(wanted.id, "filter.id"), state="ready", labels=lists.selector(wanted.label_selector)
+        return self._usage(
+            self._engine.pods.list(
+                id=fields.word(wanted.id, "filter.id"), state="ready", labels=lists.selector(wanted.label_selector)
+            )
         )
-        for record in records:
-            try:
-                yield self._pod(record)
-            except GONE:
-                continue
 
-    def _pod(self, record: PodRecord) -> pb.PodSandboxStats:
-        stats = self._engine.pods.stats(record.id)
-        containers = {each.id: each for each in self._engine.containers.list(pod_id=record.id)}
-        return usage_messages.pod(record, stats, containers)
+    def _usage(self, pods: list[PodRecord]) -> Iterator[pb.PodSandboxStats]:
+        return (usage_messages.pod(*found) for found in self._engine.pods.usage(pods))

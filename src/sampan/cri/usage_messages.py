@@ -8,10 +8,32 @@ from sampan.engine.stats import ContainerStats, InterfaceStats, PodStats
 #: What CNI calls a pod's first interface; the kubelet takes the pod's traffic from it.
 _DEFAULT_INTERFACE = "eth0"
 
+Pressure = dict[str, dict[str, dict[str, float]]]
+
 
 def count(value: int | None) -> pb.UInt64Value | None:
     """A figure, or nothing where the kernel gave none."""
     return None if value is None else pb.UInt64Value(value=min(max(value, 0), (1 << 64) - 1))
+
+
+def pressure(given: Pressure, resource: str) -> pb.PsiStats | None:
+    """Pressure stall information of one resource, or nothing where the kernel keeps none (cgroup v1)."""
+    kinds = given.get(resource)
+    if kinds is None:
+        return None
+    return pb.PsiStats(Full=_psi(kinds.get("full", {})), Some=_psi(kinds.get("some", {})))
+
+
+def _psi(values: dict[str, float]) -> pb.PsiData:
+    total = int(values.get("total", 0)) * 1000  # the kernel counts microseconds
+    averages = (values.get(f"avg{seconds}", 0.0) for seconds in (10, 60, 300))
+    return pb.PsiData(**dict(zip(("Avg10", "Avg60", "Avg300"), averages, strict=True)), Total=total)
+
+
+def io(stats: ContainerStats | PodStats) -> pb.IoUsage | None:
+    """Input and output: of it the interface has pressure alone."""
+    psi = pressure(stats.pressure, "io")
+    return None if psi is None else pb.IoUsage(timestamp=stats.timestamp, psi=psi)
 
 
 def container(record: ContainerRecord, stats: ContainerStats) -> pb.ContainerStats:
@@ -27,6 +49,7 @@ def container(record: ContainerRecord, stats: ContainerStats) -> pb.ContainerSta
             timestamp=stats.timestamp,
             usage_core_nano_seconds=count(stats.cpu_usage_ns),
             usage_nano_cores=count(stats.cpu_nano_cores),
+            psi=pressure(stats.pressure, "cpu"),
         ),
         memory=pb.MemoryUsage(
             timestamp=stats.timestamp,
@@ -36,7 +59,9 @@ def container(record: ContainerRecord, stats: ContainerStats) -> pb.ContainerSta
             rss_bytes=count(stats.memory_rss),
             page_faults=count(stats.page_faults),
             major_page_faults=count(stats.major_page_faults),
+            psi=pressure(stats.pressure, "memory"),
         ),
+        io=io(stats),
         swap=pb.SwapUsage(
             timestamp=stats.timestamp,
             swap_available_bytes=count(stats.swap_available),
@@ -71,6 +96,7 @@ def pod(record: PodRecord, stats: PodStats, containers: dict[str, ContainerRecor
                 timestamp=stats.timestamp,
                 usage_core_nano_seconds=count(stats.cpu_usage_ns),
                 usage_nano_cores=count(stats.cpu_nano_cores),
+                psi=pressure(stats.pressure, "cpu"),
             ),
             memory=pb.MemoryUsage(
                 timestamp=stats.timestamp,
@@ -79,7 +105,9 @@ def pod(record: PodRecord, stats: PodStats, containers: dict[str, ContainerRecor
                 rss_bytes=count(stats.memory_rss),
                 page_faults=count(stats.page_faults),
                 major_page_faults=count(stats.major_page_faults),
+                psi=pressure(stats.pressure, "memory"),
             ),
+            io=io(stats),
             network=_network(stats),
             process=pb.ProcessUsage(timestamp=stats.timestamp, process_count=count(stats.pids)),
             containers=[container(containers[each.id], each) for each in stats.containers if each.id in containers],

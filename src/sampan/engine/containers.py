@@ -7,16 +7,16 @@ with its event; whoever looks first does it: the daemon's watch, a list, a comma
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sampan.cgroup import open_group
-from sampan.engine import checks, oci, volumes
+from sampan.engine import checks, limits, oci, volumes
 from sampan.engine.model import ContainerRecord, ContainerSpec, PodRecord, Resources
 from sampan.engine.pods import unique_name
 from sampan.engine.records import Flights, new_id
 from sampan.engine.stats import ContainerStats
-from sampan.errors import AlreadyExists, NotFound, SampanError, Unavailable, WrongState
+from sampan.errors import AlreadyExists, NotFound, SampanError, TimedOut, Unavailable, WrongState
 from sampan.shim.client import read_exit
 from sampan.storage import mount as snapshot_mount
 
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from sampan.engine.engine import Engine
     from sampan.engine.execs import AttachSession, ExecResult, ExecSession
     from sampan.engine.processes import ProcessFigures
+    from sampan.shim.cancellation import Cancellation
 
 #: Exit code of a container whose end nobody saw, as containerd gives it.
 UNKNOWN_EXIT = 255
 #: Seconds for a monitor to let go of a container that was never finished: a new attempt, or a start, waits for it.
 _DISCARD = 5.0
+#: Seconds for a monitor to tell of an end that is due, before the container's processes are killed without it.
+_STUCK = 10.0
 
 
 class Containers:
@@ -110,7 +113,7 @@ class Containers:
         config = self._engine.images.config_of(record)
         number = oci.stop_signal(record.spec.stop_signal, config.stop_signal or "")
         try:
-            self._engine.monitor(record.pod_id).stop(record.id, 9 if record.state == "created" else number, timeout)
+            self._end(record, 9 if record.state == "created" else number, timeout)
         except Unavailable:
             self._abandon(record)
         except NotFound:
@@ -123,13 +126,27 @@ class Containers:
         monitor = self._engine.monitor(record.pod_id)
         try:
             if record.state in ("running", "created"):
-                monitor.stop(record.id, 9, 0)
+                self._end(record, 9, 0)
             monitor.delete(record.id, force=True)
         except NotFound:
             pass  # the monitor has forgotten it: a second try
         except Unavailable:
             self._abandon(record)
         self.settle(record)
+
+    def _end(self, record: ContainerRecord, signal: int, timeout: float) -> None:
+        """Have the monitor end the container; one that doesn't answer does not keep the container alive.
+
+        Raises:
+            TimedOut: The container's processes were killed, but its end is not recorded yet.
+        """
+        monitor = self._engine.monitor(record.pod_id)
+        try:
+            monitor.stop(record.id, signal, timeout, patience=_STUCK)
+        except TimedOut:
+            # It waits for a runtime, or for a disk that stalls under a log.
+            self._end_processes(record)
+            monitor.stop(record.id, 9, 0)
 
     def _abandon(self, record: ContainerRecord) -> None:
         """Do what the monitor of a container would have done, had it lived: end what is left of it."""
@@ -158,6 +175,7 @@ class Containers:
         bundle = engine.layout.bundle(record.pod_id, record.id)
         for name in ("rootfs", *_image_volumes(bundle)):
             snapshot_mount.detach(f"{bundle}/{name}")
+        engine.disk.forget(record.snapshot_key)
         for key in (record.snapshot_key, *(f"{record.id}-{name}" for name in _image_volumes(bundle))):
             if key:
                 _forgive_absence(engine.store.snapshots.remove, key)
@@ -302,19 +320,25 @@ class Containers:
             record = self.get(container_id)
             if record.state not in ("created", "running"):
                 raise WrongState(f"container {record.id[:12]} is {record.state}")
-            limits = oci.resources(wanted)
-            if "memory" in limits:
+            section = limits.section(wanted)
+            if "memory" in section:
                 # A limit under what is in use is refused, rather than met by killing.
-                limits["memory"]["checkBeforeUpdate"] = True
-            engine.monitor(record.pod_id).update(record.id, limits)
+                section["memory"]["checkBeforeUpdate"] = True
+            engine.monitor(record.pod_id).update(record.id, section)
             record.resources = _merged(record.resources, wanted)
             engine.container_records.put(record.id, record)
 
     def stats(self, container_id: str) -> ContainerStats:
-        """Usage of the container."""
+        """Usage of the container, and all that its cgroup tells."""
         from sampan.engine.usage import container_stats
 
         return container_stats(self._engine, self.get(container_id))
+
+    def usage(self, records: Iterable[ContainerRecord]) -> Iterator[tuple[ContainerRecord, ContainerStats]]:
+        """Usage of many containers, as far as it is soon told."""
+        from sampan.engine.usage import containers_stats
+
+        return containers_stats(self._engine, records)
 
     def processes(self, record: ContainerRecord) -> "ProcessFigures":
         """Open files, sockets and threads of the container's processes; of one that has ended there are none."""
@@ -331,20 +355,28 @@ class Containers:
 
         checkpoint(self._engine, self.running(container_id), location, timeout)
 
-    def exec_sync(self, container_id: str, command: Sequence[str], timeout: float = 0) -> "ExecResult":
+    def exec_sync(
+        self,
+        container_id: str,
+        command: Sequence[str],
+        timeout: float = 0,
+        cancellation: "Cancellation | None" = None,
+    ) -> "ExecResult":
         """Run a command in the container and collect what it prints.
 
         Args:
             container_id: A running container.
             command: Program and arguments.
             timeout: Seconds after which the command and its children are killed; 0: never.
+            cancellation: Ends them, too.
 
         Raises:
-            TimedOut: It was killed for that.
+            TimedOut: It was killed for its time.
+            Unavailable: It was cancelled.
         """
         from sampan.engine.execs import exec_sync
 
-        return exec_sync(self._engine, self.running(container_id), command, timeout)
+        return exec_sync(self._engine, self.running(container_id), command, timeout, cancellation)
 
     def exec(
         self,

@@ -18,6 +18,7 @@ import msgspec
 from sampan import network
 from sampan.engine.config import EngineConfig, HandlerConfig
 from sampan.engine.containers import Containers
+from sampan.engine.disk import Disk
 from sampan.engine.events import Events
 from sampan.engine.handlers import Handlers
 from sampan.engine.images import Images
@@ -68,6 +69,7 @@ class Engine:
         self.images = Images(self)
         self.pods = Pods(self)
         self.containers = Containers(self)
+        self.disk = Disk(self.store.snapshots)
         self.runtimes = Handlers()
         self._monitors: dict[str, MonitorClient] = {}
         self._monitors_lock = threading.Lock()

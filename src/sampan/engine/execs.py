@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sampan.engine.model import ContainerRecord
 from sampan.engine.security import ALL_CAPABILITIES, held_capabilities
-from sampan.errors import InvalidInput, TimedOut
+from sampan.errors import InvalidInput, SampanError, TimedOut
 from sampan.image.user import lookup_user
 from sampan.linux.process import pidfd_open
+from sampan.shim.cancellation import Cancellation
 
 if TYPE_CHECKING:
     from sampan.engine.engine import Engine
+    from sampan.shim.client import MonitorClient
 
 _CHUNK = 1 << 16
 #: Seconds that output may still come after the command itself has ended: from children that hold the pipe.
@@ -176,8 +178,15 @@ def start_exec(
     return ExecSession(engine, record, handle)
 
 
-def exec_sync(engine: "Engine", record: ContainerRecord, command: Sequence[str], timeout: float) -> ExecResult:
+def exec_sync(
+    engine: "Engine",
+    record: ContainerRecord,
+    command: Sequence[str],
+    timeout: float,
+    cancellation: Cancellation | None = None,
+) -> ExecResult:
     """Run a command and collect its output, at most ``max_exec_output`` bytes of each stream (CVE-2022-31030)."""
+    cancellation = cancellation or Cancellation()
     process = process_for(engine, record, command, tty=False)
     monitor = engine.monitor(record.pod_id)
     out, out_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -186,13 +195,19 @@ def exec_sync(engine: "Engine", record: ContainerRecord, command: Sequence[str],
         for writer in (out_writer, err_writer):
             os.set_blocking(writer, True)
         try:
-            handle = monitor.exec(record.id, process, stdout=out_writer, stderr=err_writer, timeout=timeout)
+            handle = monitor.exec(
+                record.id, process, stdout=out_writer, stderr=err_writer, timeout=timeout, cancellation=cancellation
+            )
         finally:
             os.close(out_writer)
             os.close(err_writer)
         outputs = {out: bytearray(), err: bytearray()}
-        _collect(outputs, handle.pid, engine.config.max_exec_output)
-        end = monitor.wait(record.id, exec_id=handle.id)
+        try:
+            _collect(outputs, handle.pid, engine.config.max_exec_output, cancellation)
+            end = monitor.wait(record.id, exec_id=handle.id, cancellation=cancellation)
+        finally:
+            if cancellation.cancelled:
+                _end(monitor, record.id, handle.id)
     finally:
         os.close(out)
         os.close(err)
@@ -201,8 +216,16 @@ def exec_sync(engine: "Engine", record: ContainerRecord, command: Sequence[str],
     return ExecResult(bytes(outputs[out]), bytes(outputs[err]), end.exit_code)
 
 
-def _collect(outputs: dict[int, bytearray], pid: int, bound: int) -> None:
-    """Read until both streams end, or until the process has ended and a little longer."""
+def _end(monitor: "MonitorClient", container_id: str, exec_id: str) -> None:
+    """End a command that nobody waits for any more, if it has not ended by itself."""
+    try:
+        monitor.signal(container_id, 9, exec_id=exec_id, all=True, patience=_DRAIN)
+    except SampanError:
+        return
+
+
+def _collect(outputs: dict[int, bytearray], pid: int, bound: int, cancellation: Cancellation) -> None:
+    """Read until both streams end, or until the process has ended and a little longer, or it is cancelled."""
     poll = select.poll()
     for fd in outputs:
         poll.register(fd, select.POLLIN)
@@ -212,24 +235,32 @@ def _collect(outputs: dict[int, bytearray], pid: int, bound: int) -> None:
         pidfd = -1
     if pidfd >= 0:
         poll.register(pidfd, select.POLLIN)
-    deadline = None if pidfd >= 0 else time.monotonic() + _DRAIN
-    left = set(outputs)
+    wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    poll.register(wake, select.POLLIN)
     try:
-        while left:
-            wait = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            ready = poll.poll(wait)
-            if not ready:
-                return
-            for fd, _ in ready:
-                if fd == pidfd:
-                    poll.unregister(pidfd)
-                    deadline = time.monotonic() + _DRAIN
-                elif not _take(fd, outputs[fd], bound):
-                    poll.unregister(fd)
-                    left.discard(fd)
+        with cancellation.during(lambda: os.eventfd_write(wake, 1)):
+            _read(poll, outputs, pidfd, bound, cancellation)
     finally:
+        os.close(wake)
         if pidfd >= 0:
             os.close(pidfd)
+
+
+def _read(poll: select.poll, outputs: dict[int, bytearray], pidfd: int, bound: int, cancellation: Cancellation) -> None:
+    deadline = None if pidfd >= 0 else time.monotonic() + _DRAIN
+    left = set(outputs)
+    while left and not cancellation.cancelled:
+        wait = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        ready = poll.poll(wait)
+        if not ready:
+            return
+        for fd, _ in ready:
+            if fd == pidfd:
+                poll.unregister(pidfd)
+                deadline = time.monotonic() + _DRAIN
+            elif fd in left and not _take(fd, outputs[fd], bound):
+                poll.unregister(fd)
+                left.discard(fd)
 
 
 def _take(fd: int, output: bytearray, bound: int) -> bool:

@@ -327,6 +327,21 @@ class Images:
                 self._names().delete(entry.name)
         self._engine.store.gc()
 
+    def unused(self) -> "builtins.list[ImageRecord]":
+        """Images that no container needs and that are not pinned: those that may go when room is wanted."""
+        needed: set[str] = set()
+        for container in self._engine.container_records.list():
+            spec = container.spec
+            names = {spec.image_ref or spec.image, *(mount.image for mount in spec.mounts)}
+            needed |= {container.image_id, *(self._id_of(name) for name in names if name)}
+        return [image for image in self.list() if not image.pinned and image.id not in needed]
+
+    def _id_of(self, name: str) -> str:
+        try:
+            return self.get(name).id
+        except (NotFound, InvalidInput):
+            return ""
+
     def untag(self, name: str) -> None:
         """Remove one name; the image goes with its last one.
 

@@ -5,8 +5,8 @@ import signal
 import stat
 from typing import Any, NamedTuple
 
-from sampan.engine import apparmor, mounts, security
-from sampan.engine.model import ContainerSpec, Device, Namespaces, PodRecord, Resources
+from sampan.engine import apparmor, limits, mounts, security
+from sampan.engine.model import ContainerSpec, Device, Namespaces, PodRecord
 from sampan.errors import InvalidInput
 from sampan.image.user import User
 from sampan.spec.image import ContainerConfig
@@ -47,7 +47,7 @@ def build(spec: ContainerSpec, pod: PodRecord, image: ContainerConfig, around: S
     linux: dict[str, Any] = {
         "cgroupsPath": around.cgroup_path,
         "namespaces": _namespaces(around),
-        "resources": resources(spec.resources),
+        "resources": limits.section(spec.resources),
         "rootfsPropagation": _rootfs_propagation(spec),
         "maskedPaths": security.masked_paths(spec.security),
         "readonlyPaths": security.readonly_paths(spec.security),
@@ -140,38 +140,6 @@ def environment(spec: ContainerSpec, pod: PodRecord, image: ContainerConfig, use
         merged[name] = value
     merged.setdefault("HOME", user.home or "/")
     return [f"{name}={value}" for name, value in merged.items()]
-
-
-def resources(wanted: Resources) -> dict[str, Any]:
-    """``linux.resources`` less devices; only what the request sets."""
-    cpu: dict[str, Any] = {
-        key: value
-        for key, value in (
-            ("period", wanted.cpu_period),
-            ("quota", wanted.cpu_quota),
-            ("shares", wanted.cpu_shares),
-            ("cpus", wanted.cpuset_cpus),
-            ("mems", wanted.cpuset_mems),
-        )
-        if value
-    }
-    memory = {
-        key: value
-        for key, value in (("limit", wanted.memory_limit), ("swap", wanted.memory_swap_limit))
-        if value is not None and value != 0
-    }
-    section: dict[str, Any] = {}
-    if cpu:
-        section["cpu"] = cpu
-    if memory:
-        section["memory"] = memory
-    if wanted.pids_limit:
-        section["pids"] = {"limit": wanted.pids_limit}
-    if wanted.hugepages:
-        section["hugepageLimits"] = [{"pageSize": size, "limit": limit} for size, limit in wanted.hugepages.items()]
-    if wanted.unified:
-        section["unified"] = dict(wanted.unified)
-    return section
 
 
 def devices(spec: ContainerSpec, *, privileged: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -7,6 +7,7 @@ process leaves half-made is found by its record in state ``creating`` (see :mod:
 import os
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from sampan.runtime.sandbox import destroy_sandbox
 
 if TYPE_CHECKING:
     from sampan.engine.engine import Engine
+    from sampan.engine.usage import PodUsage
 
 
 def unique_name(metadata: Metadata) -> str:
@@ -298,9 +300,13 @@ class Pods:
 
     def stats(self, pod_id: str) -> PodStats:
         """Usage of the pod: its containers' sums, and its interfaces."""
-        from sampan.engine.usage import pod_stats
+        return next(self.usage([self.get(pod_id)])).stats
 
-        return pod_stats(self._engine, self.get(pod_id))
+    def usage(self, pods: Sequence[PodRecord], *, full: bool = False) -> "Iterator[PodUsage]":
+        """Usage of many pods; ``full``: with all that the cgroups of their containers tell."""
+        from sampan.engine.usage import pods_stats
+
+        return pods_stats(self._engine, pods, full=full)
 
     def discard(self, pod: PodRecord) -> None:
         """Remove a pod that was never finished, and all that was made for it."""

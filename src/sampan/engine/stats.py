@@ -40,6 +40,8 @@ class ContainerStats(msgspec.Struct, kw_only=True, frozen=True):
     pids: int = 0
     #: Processes of the container that the kernel killed for want of memory.
     oom_kills: int = 0
+    #: Pressure stall information: resource -> ``some`` or ``full`` -> avg10, avg60, avg300, total (microseconds).
+    pressure: dict[str, dict[str, dict[str, float]]] = {}
     #: All that the cgroup tells, in the form of ``runc events --stats``.
     figures: dict[str, Any] = {}
 
@@ -58,4 +60,6 @@ class PodStats(msgspec.Struct, kw_only=True, frozen=True):
     major_page_faults: int = 0
     pids: int = 0
     interfaces: tuple[InterfaceStats, ...] = ()
+    #: As a container's, of all that is in the pod's cgroup.
+    pressure: dict[str, dict[str, dict[str, float]]] = {}
     containers: tuple[ContainerStats, ...] = ()

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any, Self
 
+    from sampan.shim.cancellation import Cancellation
+
 __all__ = ["Attachment", "EventStream", "Exec", "Exit", "MonitorClient", "read_exit"]
 
 #: Seconds for a monitor to answer what it answers at once.
@@ -215,6 +217,7 @@ class MonitorClient:
         stdout: int = -1,
         stderr: int = -1,
         timeout: float = 0,
+        cancellation: Cancellation | None = None,
     ) -> Exec:
         """Run one more process in a container.
 
@@ -226,8 +229,10 @@ class MonitorClient:
             stdout: Its output.
             stderr: Its error output.
             timeout: Seconds after which its process group is killed; 0 is never.
+            cancellation: Ends the wait for its start.
         """
-        frame = self._exec(id, process, exec_id, (stdin, stdout, stderr), timeout, wait=False)
+        body = _exec_body(id, process, exec_id, (stdin, stdout, stderr), timeout)
+        frame = self._frame(*body, timeout + SLOW, cancellation)
         console = frame.descriptors[0] if frame.descriptors else -1
         return Exec(str(frame.body["exec_id"]), int(frame.body["pid"]), console)
 
@@ -243,17 +248,21 @@ class MonitorClient:
         timeout: float = 0,
     ) -> Exit:
         """Run one more process and wait for it, in one round trip; see :meth:`exec`."""
-        frame = self._exec(id, process, exec_id, (stdin, stdout, stderr), timeout, wait=True)
+        body, descriptors = _exec_body(id, process, exec_id, (stdin, stdout, stderr), timeout, wait=True)
+        frame = self._frame(body, descriptors, timeout + SLOW if timeout else None)
         return Exit.of_dict(frame.body["exit"])
 
-    def wait(self, id: str, exec_id: str = "", timeout: float | None = None) -> Exit:
+    def wait(
+        self, id: str, exec_id: str = "", timeout: float | None = None, cancellation: Cancellation | None = None
+    ) -> Exit:
         """Wait for a container, or for an exec of it, to end.
 
         Raises:
             TimedOut: It has not in time.
+            Unavailable: The monitor has gone, or the wait was cancelled.
         """
         body = {"op": "wait", "id": id, "exec_id": exec_id, "timeout": 0 if timeout is None else max(timeout, 0.001)}
-        return Exit.of_dict(self._call(body, patience=None)["exit"])
+        return Exit.of_dict(self._frame(body, (), None, cancellation).body["exit"])
 
     def attach(self, id: str, *, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> Attachment:
         """Copy a container's output to ``stdout`` and ``stderr``, and ``stdin`` to its input, from now on.
@@ -274,14 +283,18 @@ class MonitorClient:
         """Set the size of a container's terminal."""
         self._call({"op": "resize", "id": id, "width": width, "height": height})
 
-    def signal(self, id: str, signal: int, *, all: bool = False, exec_id: str = "") -> None:
+    def signal(self, id: str, signal: int, *, all: bool = False, exec_id: str = "", patience: float = PATIENCE) -> None:
         """Signal a container's init, all its processes, or an exec (with ``all``, the exec's process group)."""
-        self._call({"op": "signal", "id": id, "signal": signal, "all": all, "exec_id": exec_id})
+        self._call({"op": "signal", "id": id, "signal": signal, "all": all, "exec_id": exec_id}, patience)
 
-    def stop(self, id: str, signal: int = 15, timeout: float = 10) -> Exit:
-        """Signal a container, kill all of it after ``timeout`` seconds (0: at once), and wait for its end."""
+    def stop(self, id: str, signal: int = 15, timeout: float = 10, *, patience: float = PATIENCE) -> Exit:
+        """Signal a container, kill all of it after ``timeout`` seconds (0: at once), and wait for its end.
+
+        Raises:
+            TimedOut: It has not ended ``patience`` seconds after it should have, or nobody could say so.
+        """
         body = {"op": "stop", "id": id, "signal": signal, "timeout": timeout}
-        return Exit.of_dict(self._call(body, patience=timeout + PATIENCE)["exit"])
+        return Exit.of_dict(self._call(body, patience=timeout + patience)["exit"])
 
     def pause(self, id: str) -> None:
         """Freeze a container."""
@@ -362,38 +375,25 @@ class MonitorClient:
     def __exit__(self, *unused: object) -> None:
         self.close()
 
-    def _exec(
-        self,
-        id: str,
-        process: dict[str, Any],
-        exec_id: str,
-        stdio: tuple[int, int, int],
-        timeout: float,
-        *,
-        wait: bool,
-    ) -> frames.Frame:
-        names, descriptors = _named(*stdio)
-        body = {
-            "op": "exec",
-            "id": id,
-            "exec_id": exec_id,
-            "process": process,
-            "streams": names,
-            "timeout": timeout,
-            "wait": wait,
-        }
-        return self._frame(body, descriptors, None if wait and not timeout else timeout + SLOW)
-
     def _call(self, body: dict[str, Any], patience: float | None = PATIENCE) -> dict[str, Any]:
         return self._frame(body, (), patience).body
 
-    def _frame(self, body: dict[str, Any], descriptors: Sequence[int], patience: float | None) -> frames.Frame:
+    def _frame(
+        self,
+        body: dict[str, Any],
+        descriptors: Sequence[int],
+        patience: float | None,
+        cancellation: Cancellation | None = None,
+    ) -> frames.Frame:
         channel = self._take()
         try:
-            return _in_time(channel, body, descriptors, patience)
+            if cancellation is None:
+                return _in_time(channel, body, descriptors, patience)
+            with cancellation.during(channel.hang_up):
+                return _in_time(channel, body, descriptors, patience)
         finally:
             # A conversation with an unanswered question is of no further use.
-            if channel.settled:
+            if channel.settled and not (cancellation and cancellation.cancelled):
                 self._give_back(channel)
             else:
                 channel.close()
@@ -413,6 +413,29 @@ class MonitorClient:
 
     def _connect(self) -> sockets.Channel:
         return sockets.Channel(sockets.connect(self.path, PATIENCE), "the monitor")
+
+
+def _exec_body(
+    id: str,
+    process: dict[str, Any],
+    exec_id: str,
+    stdio: tuple[int, int, int],
+    timeout: float,
+    *,
+    wait: bool = False,
+) -> tuple[dict[str, Any], list[int]]:
+    """The request for one more process, and the descriptors that go with it."""
+    names, descriptors = _named(*stdio)
+    body = {
+        "op": "exec",
+        "id": id,
+        "exec_id": exec_id,
+        "process": process,
+        "streams": names,
+        "timeout": timeout,
+        "wait": wait,
+    }
+    return body, descriptors
 
 
 def _in_time(

@@ -214,6 +214,13 @@ class Channel:
                 raise frames.restore_error(frame.body)
             return frame
 
+    def hang_up(self) -> None:
+        """End the conversation from another thread: whoever waits for a frame is told that the peer ended it."""
+        try:
+            self._connection.shutdown(_socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer was faster
+
     def close(self) -> None:
         """Hang up; a second call does nothing."""
         close_all(self._decoder.steal_descriptors())

@@ -1,0 +1,156 @@
+"""Limits over CRI, as the kernel has them: memory and swap, huge pages, the kubelet's memory QoS by unified keys."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import oci_image
+import pytest
+import test_images
+from cri_daemon import Daemon, private_daemon
+from local_registry import LocalRegistry
+
+from sampan import cgroup
+from sampan.cgroup.hierarchy import layout
+from sampan.cri import api_pb2 as pb
+from sampan.engine import limits
+
+pytestmark = pytest.mark.root
+
+on_v2 = pytest.mark.skipif(cgroup.mode() != "v2", reason="the machine has cgroup v1")
+MIB = 1 << 20
+
+
+class World(Daemon):
+    """A daemon and its image."""
+
+    image = pb.ImageSpec()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with (
+        LocalRegistry(tmp_path_factory.mktemp("registry") / "data") as registry,
+        private_daemon("sampancri13", "10.89.98.0/24", World) as daemon,
+    ):
+        oci_image.push(test_images.busybox_image(Path("/bin/busybox")), registry.address, "demo/busybox", "1")
+        daemon.start()
+        daemon.image = pb.ImageSpec(image=f"{registry.host}/demo/busybox:1")
+        daemon.images.PullImage(pb.PullImageRequest(image=daemon.image))
+        yield daemon
+
+
+@pytest.fixture
+def daemon(shared: World) -> Iterator[World]:
+    yield shared
+    shared.remove_pods()
+
+
+def run(daemon: World, **resources: Any) -> str:
+    sandbox = pb.PodSandboxConfig(
+        metadata=pb.PodSandboxMetadata(name="p", uid="u", namespace="n"),
+        linux=pb.LinuxPodSandboxConfig(cgroup_parent="/sampan-test-limits"),
+    )
+    pod = daemon.runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=sandbox)).pod_sandbox_id
+    linux = pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(**resources))
+    config = pb.ContainerConfig(
+        metadata=pb.ContainerMetadata(name="c"), image=daemon.image, command=["sleep", "1000"], linux=linux
+    )
+    request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=config)
+    container = str(daemon.runtime.CreateContainer(request).container_id)
+    daemon.runtime.StartContainer(pb.StartContainerRequest(container_id=container))
+    return container
+
+
+def update(daemon: World, container: str, **resources: Any) -> None:
+    request = pb.UpdateContainerResourcesRequest(container_id=container, linux=pb.LinuxContainerResources(**resources))
+    daemon.runtime.UpdateContainerResources(request)
+
+
+def told(daemon: World, container: str) -> pb.LinuxContainerResources:
+    request = pb.ContainerStatusRequest(container_id=container)
+    found: pb.LinuxContainerResources = daemon.runtime.ContainerStatus(request).status.resources.linux
+    return found
+
+
+def value(controller: str, container: str, name: str) -> str:
+    """What a file of the container's group says; on cgroup v2 the controller does not matter."""
+    machine = layout()
+    folder = Path(machine.controllers.get(controller, machine.unified)) / "sampan-test-limits" / container
+    return (folder / name).read_text().strip()
+
+
+def test_memory_with_swap(daemon: World) -> None:
+    container = run(daemon, memory_limit_in_bytes=64 * MIB, memory_swap_limit_in_bytes=96 * MIB)
+    names = {"v2": ("memory.max", "memory.swap.max")}.get(
+        cgroup.mode(), ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+    )
+    # v1 limits memory and swap together, v2 swap alone.
+    swap = 32 if cgroup.mode() == "v2" else 96
+    assert [value("memory", container, name) for name in names] == [str(64 * MIB), str(swap * MIB)]
+    update(daemon, container, memory_limit_in_bytes=128 * MIB, memory_swap_limit_in_bytes=128 * MIB)
+    swap = 0 if cgroup.mode() == "v2" else 128
+    assert [value("memory", container, name) for name in names] == [str(128 * MIB), str(swap * MIB)]
+    assert told(daemon, container).memory_swap_limit_in_bytes == 128 * MIB
+
+
+def test_huge_pages_as_a_kubelet_sends_them(daemon: World) -> None:
+    if not limits.counts_huge_pages(layout()):
+        run(daemon, hugepage_limits=[pb.HugepageLimit(page_size="2MB", limit=0)])
+        return
+    sizes = [pb.HugepageLimit(page_size="2MB", limit=4 * MIB)]
+    container = run(daemon, hugepage_limits=sizes)
+    name = "hugetlb.2MB.limit_in_bytes" if "hugetlb" in layout().controllers else "hugetlb.2MB.max"
+    assert value("hugetlb", container, name) == str(4 * MIB)
+    assert list(told(daemon, container).hugepage_limits) == sizes
+
+
+@on_v2
+def test_memory_quality_of_service(daemon: World) -> None:
+    container = run(
+        daemon,
+        memory_limit_in_bytes=64 * MIB,
+        unified={"memory.min": str(16 * MIB), "memory.high": str(48 * MIB), "memory.oom.group": "1"},
+    )
+    names = ("memory.min", "memory.high", "memory.max", "memory.oom.group")
+    assert [value("", container, name) for name in names] == [str(16 * MIB), str(48 * MIB), str(64 * MIB), "1"]
+    assert dict(told(daemon, container).unified)["memory.high"] == str(48 * MIB)
+    update(daemon, container, memory_limit_in_bytes=96 * MIB, unified={"memory.high": str(80 * MIB)})
+    assert [value("", container, name) for name in names[:3]] == [str(16 * MIB), str(80 * MIB), str(96 * MIB)]
+    # memory.high is felt: a writer is held back and counted, not killed.
+    script = "head -c 90000000 /dev/zero > /dev/shm/file; rm /dev/shm/file"
+    done = daemon.runtime.ExecSync(pb.ExecSyncRequest(container_id=container, cmd=["sh", "-c", script], timeout=60))
+    events = dict(line.split() for line in value("", container, "memory.events").splitlines())
+    assert int(events["high"]) > 0, done
+    assert events["oom_kill"] == "0"
+
+
+@on_v2
+@pytest.mark.parametrize(
+    ("key", "code"),
+    [
+        ("memory.nothing", grpc.StatusCode.UNIMPLEMENTED),
+        ("../memory.max", grpc.StatusCode.INVALID_ARGUMENT),
+        ("cgroup.procs", grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+def test_a_key_that_is_no_limit_is_refused_and_nothing_is_left(daemon: World, key: str, code: grpc.StatusCode) -> None:
+    with pytest.raises(grpc.RpcError) as refusal:
+        run(daemon, unified={key: "1"})
+    assert refusal.value.code() is code
+    assert key in refusal.value.details()
+    assert not daemon.runtime.ListContainers(pb.ListContainersRequest()).containers
+
+
+def test_the_spec_has_what_was_asked_for(daemon: World) -> None:
+    container = run(daemon, cpu_period=50_000, cpu_quota=25_000, cpu_shares=512, cpuset_cpus="0")
+    request = pb.ContainerStatusRequest(container_id=container, verbose=True)
+    info = json.loads(daemon.runtime.ContainerStatus(request).info["info"])
+    wanted = {"period": 50_000, "quota": 25_000, "shares": 512, "cpus": "0"}
+    assert info["runtimeSpec"]["linux"]["resources"]["cpu"] == wanted
+    if cgroup.mode() == "v2":
+        assert value("", container, "cpu.max") == "25000 50000"
+    else:
+        assert value("cpu", container, "cpu.cfs_quota_us") == "25000"
