@@ -237,6 +237,13 @@ def test_options_of_the_superblock(box: Box, option: str) -> None:
     assert option in _options_of(box, "/data")
 
 
+def test_options_that_a_bind_mount_has_not_are_told_of(box: Box, tmp_path: Path) -> None:
+    _mount(box, "/data", tmp_path, "bind", "ro", "size=1m", "sync")
+    ended = box.run("grep", " /data ", "/proc/self/mounts")
+    assert ended.created.warnings == ("mounts[6].options: a bind mount has no size=1m, sync",)
+    assert " ro," in ended.output
+
+
 def test_an_option_that_the_kernel_has_no_more_is_named(box: Box) -> None:
     _mount(box, "/data", "tmpfs", "iversion", fstype="tmpfs")
     with pytest.raises(StageFailed, match="iversion"):

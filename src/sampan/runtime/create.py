@@ -149,7 +149,7 @@ class Creation:
         work.no_pivot = self.options.no_pivot
         work.new_keyring = self.options.new_keyring
         self._launch = launch = Launch(ours)
-        launch.warnings += warnings
+        launch.warnings += warnings + self._mounts.warnings
         self._answer(launch)
         try:
             self._spawn(launch, theirs, work)

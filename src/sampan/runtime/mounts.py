@@ -73,7 +73,7 @@ class Prepared:
 class PreparedMounts:
     """The root and every mount, with the descriptors they hold."""
 
-    __slots__ = ("cgroups", "mounts", "propagation", "root", "root_path")
+    __slots__ = ("cgroups", "mounts", "propagation", "root", "root_path", "warnings")
 
     def __init__(self, root_path: str, propagation: tuple[int, bool]) -> None:
         self.root_path = root_path
@@ -82,6 +82,8 @@ class PreparedMounts:
         self.mounts: list[Prepared] = []
         #: The container's own groups, for a mount of type cgroup: (name of the directory, detached mount).
         self.cgroups: list[tuple[str, int]] = []
+        #: What was asked for and has no effect.
+        self.warnings: list[str] = []
 
     def open_root(self) -> None:
         """Copy the root as a detached tree."""
@@ -132,9 +134,13 @@ def prepare(
     else:
         prepared.open_root()
     try:
-        for mount in config.get("mounts") or []:
+        for number, mount in enumerate(config.get("mounts") or []):
             one = Prepared(mount, mount_options.parse(mount.get("options") or []), bundle, propagation)
             prepared.mounts.append(one)
+            if one.bind and one.options.data:
+                # They are the file system's, and it has them already: mount(2) ignores them too.
+                ignored = ", ".join(one.options.data)[:200]
+                prepared.warnings.append(f"mounts[{number}].options: a bind mount has no {ignored}")
             if one.options.remount:
                 continue
             if not one.bind:

@@ -108,7 +108,9 @@ class _Side:
         exchange = netlink.Exchange(1)
         self._end.send(exchange.request(*request))
         while not exchange.complete:
-            exchange.feed(self._end.recv(_SIZE))
+            data, sender = self._end.recvfrom(_SIZE)
+            if sender[0] == 0:  # the kernel, and nobody who knows our address
+                exchange.feed(data)
         exchange.raise_first()
         return exchange.answers[0]
 

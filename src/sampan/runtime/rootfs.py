@@ -104,7 +104,7 @@ class Rootfs:
         """Change what is mounted at the destination; the kernel refuses where nothing is."""
         target = open_in_root(self.fd, one.destination)
         try:
-            if one.options.data:
+            if one.options.data and not one.bind:
                 change_filesystem(target, one.options.data)
             set_attributes(target, one.options)
             propagate(target, one)

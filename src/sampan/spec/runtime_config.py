@@ -7,7 +7,7 @@ fit each other. Every fault is reported, each with its JSON path. Nothing of the
 from __future__ import annotations
 
 from sampan.errors import InvalidInput
-from sampan.spec import mount_options, sysctl_names
+from sampan.spec import sysctl_names
 from sampan.spec.runtime_schema import CONFIG, PROCESS, RESOURCES
 
 TYPE_CHECKING = False
@@ -296,18 +296,12 @@ def _mounts(config: Any, faults: Faults) -> None:
         if bool(uids) != bool(gids):
             faults.append((path, "uidMappings and gidMappings go together"))
         _id_mapped(config, options, path, faults, bind=bind, mapped=bool(uids))
-        _options(mount, options, path, faults, bind=bind)
+        _options(mount, options, path, faults)
 
 
-def _options(mount: Any, options: list[str], path: str, faults: Faults, *, bind: bool) -> None:
+def _options(mount: Any, options: list[str], path: str, faults: Faults) -> None:
     if "tmpcopyup" in options and mount.get("type") != "tmpfs":
         faults.append((f"{path}.options", "tmpcopyup is of a tmpfs only"))
-    if bind:
-        # They are a file system's, whose other mounts would have them too: the kernel ignores them here.
-        faults += [
-            (f"{path}.options", f"{option[:64]!r} is no option of a bind mount")
-            for option in mount_options.parse(options).data
-        ]
     if "remount" in options and (mount.get("uidMappings") or "idmap" in options or "ridmap" in options):
         faults.append((f"{path}.options", "a remount cannot map ids"))
 
