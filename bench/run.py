@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 from measure import Row, table
 
-ALL = ("runtime", "cri", "lists", "logs", "pull", "network")
+ALL = ("runtime", "cri", "critest", "lists", "logs", "pull", "network")
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,17 @@ class Verdict:
     skipped: int
     unexpected: list[Outcome]
     mended: list[str]
+    least: int = 1
+
+    @property
+    def ran(self) -> int:
+        """How many were not skipped."""
+        return self.passed + self.failed
 
     @property
     def good(self) -> bool:
-        """Whether all is as the list says, and something ran at all."""
-        return not self.unexpected and not self.mended and self.passed > 0
+        """Whether all is as the list says, and enough ran, some of it well."""
+        return not self.unexpected and not self.mended and self.passed > 0 and self.ran >= self.least
 
 
 def read_list(text: str) -> dict[str, str]:
@@ -63,8 +69,14 @@ def read_report(path: Path) -> list[Outcome]:
     return [_outcome(spec) for spec in specs if spec.get("LeafNodeType") == "It"]
 
 
-def judge(outcomes: list[Outcome], known: dict[str, str]) -> Verdict:
-    """Holds a run against the list. A listed spec that was skipped or not selected is no fault."""
+def judge(outcomes: list[Outcome], known: dict[str, str], least: int = 1) -> Verdict:
+    """Holds a run against the list. A listed spec that was skipped or not selected is no fault.
+
+    Args:
+        outcomes: What became of each spec.
+        known: What :func:`read_list` gave.
+        least: How many specs must have run, that none is skipped unnoticed.
+    """
     failed = [outcome for outcome in outcomes if outcome.state in FAILED]
     passed = [outcome for outcome in outcomes if outcome.state == "passed"]
     return Verdict(
@@ -73,6 +85,7 @@ def judge(outcomes: list[Outcome], known: dict[str, str]) -> Verdict:
         skipped=len(outcomes) - len(failed) - len(passed),
         unexpected=[outcome for outcome in failed if outcome.name not in known],
         mended=sorted(outcome.name for outcome in passed if outcome.name in known),
+        least=least,
     )
 
 

@@ -36,6 +36,12 @@ def test_run_in_which_nothing_passed_is_bad() -> None:
     assert not judge([], {}).good
 
 
+def test_run_in_which_too_few_ran_is_bad() -> None:
+    outcomes = [Outcome("suite a fails", "failed"), Outcome("suite c", "passed"), Outcome("suite d", "skipped")]
+    assert judge(outcomes, read_list(LIST), least=2).good
+    assert not judge(outcomes, read_list(LIST), least=3).good
+
+
 @pytest.mark.parametrize("line", ["suite a", "suite a :: ", "suite a: reason"])
 def test_spec_needs_a_reason(line: str) -> None:
     with pytest.raises(ValueError, match="line 1"):
