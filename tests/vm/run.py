@@ -1,7 +1,8 @@
-"""Runs the integration tests, and critest's AppArmor specs, in a virtual machine with cgroup v2 alone and AppArmor on.
+"""Runs the integration tests, and critest's AppArmor specs, in virtual machines with cgroup v2 alone and AppArmor on.
 
-Three boots: the tests under an init that does nothing, as many at once as the machine has processors; the tests of the
-systemd driver under systemd; critest. What the guest's programs say is printed as it comes and kept under .work/vm.
+Three kinds of boots: the tests under an init that does nothing, divided among as many machines as there are processors;
+the tests of the systemd driver under systemd; critest. An emulated machine uses one processor, so that many run at a
+time. What their programs say is printed as it comes and kept under .work/vm.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
@@ -32,6 +35,10 @@ NOT_HERE: dict[str, str] = {
 }
 #: What is tested under systemd.
 SYSTEMD = ["test_systemd_scopes.py"]
+#: Units (systemd-NAME.service) that would only take time.
+MASKED = ("udev-trigger", "timesyncd", "binfmt", "random-seed")
+#: Each machine may take 4 GB of memory.
+MOST_AT_ONCE = 4
 
 #: A unit that stands for all the units of a usual boot; the machine ends with it.
 UNIT = """\
@@ -71,80 +78,100 @@ def tests() -> list[str]:
 
 
 def pytest(arguments: list[str]) -> str:
-    """A command for the guest. An emulated processor is some twenty times slower, so deadlines are stretched."""
-    words = ["python", "-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=1200", "-rfE", "--tb=short"]
+    """A command for the guest; deadlines are stretched as the guest is slower than what they are made for."""
+    words = ["python", "-m", "pytest", "-v", "-p", "no:cacheprovider", "-o", "timeout=600", "-rfEs", "--tb=short"]
     return shlex.join([*words, *arguments])
 
 
-def side_by_side(files: list[str], parts: int) -> str:
-    """Commands for the guest: pytest over the files in so many processes; each line says which it is from."""
-    lines = ["set -o pipefail"]
-    for part in range(parts):
-        lines.append(f"{pytest(files[part::parts])} 2>&1 | sed -u 's/^/{part}: /' &")
-        lines.append(f"part{part}=$!")
-    lines.append("status=0")
-    lines += [f"wait $part{part} || status=1" for part in range(parts)]
-    return "\n".join([*lines, "exit $status"])
+@dataclass(frozen=True)
+class Boot:
+    """One machine's life.
+
+    Attributes:
+        name: Of its folder under .work/vm.
+        command: For bash, in the guest.
+        systemd: Whether its init is systemd.
+    """
+
+    name: str
+    command: str
+    systemd: bool = False
+
+    def run(self, timeout: float) -> int:
+        """The command's exit status."""
+        folder = debian.WORK / "vm" / self.name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        start = self._prepare(folder)
+        append = " ".join(f"systemd.mask=systemd-{unit}.service" for unit in MASKED) if self.systemd else ""
+        began = time.monotonic()
+        with open(folder / "output", "w", encoding="utf-8") as output:
+
+            def say(line: str) -> None:
+                print(line, file=output, flush=True)
+                print(f"{self.name}: {line}", flush=True)
+
+            status = Machine(folder, str(start), append).run(timeout, say)
+            say(f"{'passed' if status == 0 else f'FAILED ({status})'}, {time.monotonic() - began:.0f} s")
+        return status
+
+    def _prepare(self, folder: Path) -> Path:
+        """Writes what the guest reads; its first program."""
+        apparmor = debian.unpack("apparmor")
+        path = os.pathsep.join([f"{ROOT}/.work/bin", f"{ROOT}/.venv/bin", os.environ["PATH"], "/usr/sbin", "/sbin"])
+        (folder / "environment").write_text(f"export PATH={shlex.quote(path)}\nAPPARMOR={shlex.quote(str(apparmor))}\n")
+        (folder / "command").write_text(f"{self.command}\n")
+        guest = HERE / "guest"
+        if self.systemd:
+            (folder / "tests.service").write_text(UNIT.format(guest=guest, folder=folder, root=ROOT, path=path))
+        start = folder / "start"
+        init = "systemd" if self.systemd else ""
+        start.write_text(f"#!/bin/bash\ncd {shlex.quote(str(ROOT))}\nexec {guest} {folder} {init}\n")
+        start.chmod(0o755)
+        return start
 
 
-def boot(name: str, command: str, *, systemd: bool = False, timeout: float) -> int:
-    """Boot a machine for a command; the command's exit status."""
-    folder = debian.WORK / "vm" / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    apparmor = debian.unpack("apparmor")
-    path = os.pathsep.join([f"{ROOT}/.work/bin", f"{ROOT}/.venv/bin", os.environ["PATH"], "/usr/sbin", "/sbin"])
-    (folder / "environment").write_text(f"export PATH={shlex.quote(path)}\nAPPARMOR={shlex.quote(str(apparmor))}\n")
-    (folder / "command").write_text(f"{command}\n")
-    guest = HERE / "guest"
-    if systemd:
-        (folder / "tests.service").write_text(UNIT.format(guest=guest, folder=folder, root=ROOT, path=path))
-    start = folder / "start"
-    start.write_text(
-        f"#!/bin/bash\ncd {shlex.quote(str(ROOT))}\nexec {guest} {folder} {'systemd' if systemd else ''}\n"
-    )
-    start.chmod(0o755)
-    began = time.monotonic()
-    print(f"vm: {name}", flush=True)
-    masked = ("udev-trigger", "timesyncd", "binfmt", "random-seed")
-    append = " ".join(f"systemd.mask=systemd-{unit}.service" for unit in masked) if systemd else ""
-    status = Machine(folder, str(start), append).run(timeout)
-    print(
-        f"vm: {name}: {'passed' if status == 0 else f'FAILED ({status})'}, {time.monotonic() - began:.0f} s", flush=True
-    )
-    return status
-
-
-def critest(timeout: float) -> int:
+def critest() -> list[Boot]:
     """critest's AppArmor specs, which other machines skip; critest and its images are made before, on this machine."""
     if not go_programs.have_go():
-        print("vm: critest: skipped: there is no Go on this machine, and critest is made with it")
-        return 0
+        print("critest: skipped: there is no Go on this machine, and critest is made with it")
+        return []
     go_programs.build("cri-tools")
     # Its name is also this program's.
     images = "import sys; sys.path.insert(0, 'tests/conformance'); import run; run.registry_with_images()"
     subprocess.run([sys.executable, "-c", images], cwd=ROOT, check=True)
     command = ["python", "tests/conformance/run.py", "--focus", "AppArmor", "--leftovers", "off"]
-    return boot("critest", shlex.join(command), timeout=timeout)
+    return [Boot("critest", shlex.join(command))]
+
+
+def boots(wanted: argparse.Namespace, parts: int) -> list[Boot]:
+    """What the command line asks for; the longest first."""
+    if wanted.shell:
+        return [Boot("shell", wanted.shell, systemd=wanted.only == "systemd")]
+    if wanted.pytest:
+        return [Boot("chosen", pytest(wanted.pytest), systemd=wanted.only == "systemd")]
+    found = []
+    if wanted.only in (None, "tests"):
+        for name, reason in NOT_HERE.items():
+            print(f"tests: not here: {name}: {reason}")
+        files = tests()
+        found += [Boot(f"tests-{part + 1}", pytest(files[part::parts])) for part in range(parts)]
+    if wanted.only in (None, "systemd"):
+        found.append(Boot("systemd", pytest([f"tests/integration/{name}" for name in SYSTEMD]), systemd=True))
+    if wanted.only in (None, "critest"):
+        found += critest()
+    return found
 
 
 def main() -> int:
     """Runs what the command line asks for; the number of boots that failed."""
     wanted = options()
-    if wanted.shell:
-        return boot("shell", wanted.shell, systemd=wanted.only == "systemd", timeout=wanted.timeout)
-    if wanted.pytest:
-        return boot("chosen", pytest(wanted.pytest), systemd=wanted.only == "systemd", timeout=wanted.timeout)
-    statuses = []
-    if wanted.only in (None, "tests"):
-        for name, reason in NOT_HERE.items():
-            print(f"vm: not here: {name}: {reason}")
-        statuses.append(boot("tests", side_by_side(tests(), 2), timeout=wanted.timeout))
-    if wanted.only in (None, "systemd"):
-        files = [f"tests/integration/{name}" for name in SYSTEMD]
-        statuses.append(boot("systemd", pytest(files), systemd=True, timeout=wanted.timeout))
-    if wanted.only in (None, "critest"):
-        statuses.append(critest(wanted.timeout))
+    at_once = min(len(os.sched_getaffinity(0)), MOST_AT_ONCE)
+    chosen = boots(wanted, at_once)
+    with ThreadPoolExecutor(at_once) as pool:
+        statuses = list(pool.map(lambda boot: boot.run(wanted.timeout), chosen))
+    for boot, status in zip(chosen, statuses, strict=True):
+        print(f"{boot.name}: {'passed' if status == 0 else 'FAILED'}")
     return sum(status != 0 for status in statuses)
 
 
