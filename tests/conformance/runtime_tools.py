@@ -1,6 +1,6 @@
 """Runs the validation programs of opencontainers/runtime-tools and holds the result against a list of known failures.
 
-The programs are as they come; one that runs what it has not copied finds it in its root file system.
+The programs are as they come; what two of them take for granted of their root file system is so for them.
 
 RUNTIME in the environment names the runtime; without it, it is this checkout's ``sampan-runtime``, and the list is
 runtime-known-failures.txt. With another runtime every failure is printed and none is held against it: that shows
@@ -14,6 +14,7 @@ results are given in TAP's.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import shutil
@@ -42,8 +43,14 @@ KNOWN = HERE / "runtime-known-failures.txt"
 NOT_PROGRAMS = frozenset(("runtimetest", "rootfs-amd64.tar.gz", "rootfs-386.tar.gz", "rootfs-arm64.tar.gz"))
 #: They share the names of their cgroups.
 ONE_AT_A_TIME = re.compile("cgroup|delete|kill")
-#: They run /runtimetest without copying it into their bundle: it is in the root file system that they unpack.
-WITHOUT_A_COPY = frozenset(("misc_props",))
+#: What programs take for granted of the root file system that they unpack, and is so for them, whatever the runtime:
+#: file -> content, or None for the file of that name that is beside the programs.
+TAKEN_FOR_GRANTED: dict[str, dict[str, bytes | None]] = {
+    # It runs runtimetest without copying it into its bundle.
+    "misc_props": {"runtimetest": None},
+    # It wants to see `true` running, and to kill it.
+    "pidfile": {"bin/true": b"#!/bin/sh\nexec sleep 2\n"},
+}
 #: The cgroups that programs make by name and runtimes leave the parents of.
 CGROUPS = ("testdir", "cgrouptest")
 PATIENCE = 600.0
@@ -102,23 +109,29 @@ def _end_containers(wrapper: str) -> None:
         subprocess.run([wrapper, "delete", "--force", name], capture_output=True, check=False)
 
 
-def with_runtimetest(folder: Path, scratch: Path) -> Path:
-    """A folder like ``folder``, with root file systems that hold runtimetest."""
-    made = scratch.parent / "with-runtimetest"
+def with_files(folder: Path, name: str, scratch: Path) -> Path:
+    """A folder with the root file systems of ``folder``, and in them what the program ``name`` takes for granted."""
+    made = scratch.parent / f"for-{name}"
     made.mkdir(exist_ok=True)
+    files = TAKEN_FOR_GRANTED[name]
     for archive in folder.glob("rootfs-*.tar.gz"):
         with tarfile.open(archive) as old, tarfile.open(made / archive.name, "w:gz", compresslevel=1) as new:
             for member in old:
-                new.addfile(member, old.extractfile(member) if member.isreg() else None)
-            new.add(folder / "runtimetest", "runtimetest")
+                if member.name.removeprefix("./") not in files:
+                    new.addfile(member, old.extractfile(member) if member.isreg() else None)
+            for path, content in files.items():
+                data = (folder / path).read_bytes() if content is None else content
+                added = tarfile.TarInfo(path)
+                added.mode, added.size = 0o755, len(data)
+                new.addfile(added, io.BytesIO(data))
     return made
 
 
 def run_one(folder: Path, name: str, runtime: str, scratch: Path) -> Ran:
     """Runs one program in a mount namespace of its own: some make the runtime mount in theirs."""
     command = ["unshare", "--mount", "--propagation", "private", str(folder / name)]
-    if name in WITHOUT_A_COPY:
-        folder = with_runtimetest(folder, scratch)
+    if name in TAKEN_FOR_GRANTED:
+        folder = with_files(folder, name, scratch)
     environment = {**os.environ, "RUNTIME": runtime, "TMPDIR": str(scratch)}
     try:
         done = subprocess.run(
