@@ -11,7 +11,7 @@ those of another boot are void, since the kernel forgot its part. An attachment 
 and removed after the last one is undone, so that a crash leaves a name to clean up by.
 
 Any number of processes and threads; each thread has a connection of its own. Loss of the last commits in a power cut is
-harmless, so they are not synced.
+harmless, so that only SQLite's checkpoints are synced: without them it could be the database that is lost.
 """
 
 import fcntl
@@ -103,7 +103,7 @@ class State:
         if connection is None:
             path = os.path.join(self.root, "network.db")
             connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
-            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute("PRAGMA synchronous = NORMAL")
             if connection.execute("PRAGMA user_version").fetchone()[0] != 2:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
@@ -129,7 +129,8 @@ class State:
             try:
                 yield database
             except BaseException:
-                database.execute("ROLLBACK")
+                if database.in_transaction:  # SQLite has rolled back by itself where the disk is full
+                    database.execute("ROLLBACK")
                 raise
             database.execute("COMMIT")
         finally:
