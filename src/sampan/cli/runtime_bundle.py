@@ -176,9 +176,12 @@ class Bundle:
             view = memoryview(len(head).to_bytes(8, "little") + head + b"".join(blobs))
             while view:
                 view = view[os.write(fd, view) :]
+            os.rename(temporary, self.path)
+        except OSError:
+            os.unlink(temporary)
+            raise
         finally:
             os.close(fd)
-        os.rename(temporary, self.path)
 
     def _compiled(self, name: str) -> tuple[str, bool, CodeType] | None:
         entry = self._valid(name)
