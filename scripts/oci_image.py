@@ -10,7 +10,6 @@ import hashlib
 import http.client
 import io
 import json
-import os
 import platform
 import tarfile
 from dataclasses import dataclass, field
@@ -226,15 +225,3 @@ def _descriptor(media_type: str, data: bytes) -> dict[str, Any]:
 
 def _json(value: object) -> bytes:
     return json.dumps(value, indent=1).encode()
-
-
-def tree_entries(root: Path, names: list[str]) -> list[Entry]:
-    """Entries for files of an unpacked tree, by their paths in it; symbolic links stay links."""
-    entries = []
-    for name in names:
-        path = root / name
-        if path.is_symlink():
-            entries.append(symlink(name, os.readlink(path)))
-        else:
-            entries.append(file(name, path, path.stat().st_mode & 0o7777))
-    return entries

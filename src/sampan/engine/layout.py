@@ -46,14 +46,6 @@ class Layout:
         """Bundle of a container."""
         return f"{self.state}/pods/{pod_id}/{container_id}"
 
-    def rootfs(self, pod_id: str, container_id: str) -> str:
-        """Mount point of a container's root file system."""
-        return f"{self.state}/pods/{pod_id}/{container_id}/rootfs"
-
-    def exit_record(self, pod_id: str, container_id: str) -> str:
-        """File in which the monitor records the end of a container."""
-        return f"{self.state}/pods/{pod_id}/{container_id}/exit.json"
-
     def namespaces(self, pod_id: str) -> str:
         """Directory of a pod's pinned namespaces."""
         return f"{self.state}/ns/{pod_id}"

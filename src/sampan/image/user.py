@@ -52,11 +52,6 @@ def lookup_user(root: int, text: str) -> User:
     return replace(user, groups=_supplementary(root, user))
 
 
-def groups_of(root: int, uid: int) -> tuple[int, ...]:
-    """The supplementary groups that the root file system's files give to a user number."""
-    return _supplementary(root, _user(root, str(uid)))
-
-
 def _user(root: int, who: str) -> User:
     number = _number(who, "user")
     by_number: User | None = None

@@ -6,7 +6,6 @@ import os
 from sampan.linux.syscall import fail, libc
 
 SECCOMP_SET_MODE_FILTER = 1
-SECCOMP_GET_ACTION_AVAIL = 2
 
 SECCOMP_FILTER_FLAG_TSYNC = 1
 SECCOMP_FILTER_FLAG_LOG = 2
@@ -58,15 +57,3 @@ def load(bpf: bytes, flags: int = 0, *, listener: bool = False) -> int:
     if result < 0:
         raise fail()
     return result if listener else -1
-
-
-def action_available(action: int) -> bool:
-    """Whether the kernel knows the filter return value ``action`` (``SECCOMP_RET_*``)."""
-    value = ctypes.c_uint32(action)
-    result: int = libc.syscall(
-        ctypes.c_long(_SYS_SECCOMP),
-        ctypes.c_long(SECCOMP_GET_ACTION_AVAIL),
-        ctypes.c_ulong(0),
-        ctypes.byref(value),
-    )
-    return result == 0

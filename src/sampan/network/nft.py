@@ -185,13 +185,6 @@ class Table:
         except OSError as error:
             raise StageFailed(f"delete the nftables table {self.name}", error) from error
 
-    def has_chain(self, name: str, family: int = nfnetlink.NFPROTO_INET) -> bool:
-        """Whether our table has that chain."""
-        error = _kernel().exchange([nfnetlink.get_chain(self.name, name, family)]).errors[0]
-        if error is not None and not isinstance(error, FileNotFoundError):
-            raise error
-        return error is None
-
     def _commit(self, requests: Iterable[nfnetlink.Request]) -> None:
         batch = [nfnetlink.batch_begin(), *requests, nfnetlink.batch_end()]
         _kernel().exchange(batch, unacknowledged=_BATCH).raise_first()

@@ -116,13 +116,6 @@ class ErrorObject(msgspec.Struct, omit_defaults=True, kw_only=True):
     cni_version: str = msgspec.field(name="cniVersion", default="")
 
 
-class VersionInfo(msgspec.Struct, kw_only=True):
-    """What VERSION prints."""
-
-    cni_version: str = msgspec.field(name="cniVersion")
-    supported_versions: list[str] = msgspec.field(name="supportedVersions")
-
-
 class PortEntry(msgspec.Struct, omit_defaults=True, kw_only=True):
     """An entry of the ``portMappings`` capability."""
 
@@ -130,15 +123,6 @@ class PortEntry(msgspec.Struct, omit_defaults=True, kw_only=True):
     container_port: int = msgspec.field(name="containerPort")
     protocol: str = "tcp"
     host_ip: str = msgspec.field(name="hostIP", default="")
-
-
-class BandwidthEntry(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """The ``bandwidth`` capability: bits a second, bits."""
-
-    ingress_rate: int = msgspec.field(name="ingressRate", default=0)
-    ingress_burst: int = msgspec.field(name="ingressBurst", default=0)
-    egress_rate: int = msgspec.field(name="egressRate", default=0)
-    egress_burst: int = msgspec.field(name="egressBurst", default=0)
 
 
 class CachedResult(msgspec.Struct, kw_only=True):

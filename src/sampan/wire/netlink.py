@@ -124,11 +124,6 @@ def u64(kind: int, value: int) -> bytes:
     return attribute(kind, struct.pack("=Q", value))
 
 
-def be16(kind: int, value: int) -> bytes:
-    """Encode a 16-bit number in network byte order."""
-    return attribute(kind, struct.pack(">H", value))
-
-
 def be32(kind: int, value: int) -> bytes:
     """Encode a 32-bit number in network byte order, as netfilter's families want them."""
     return attribute(kind, struct.pack(">I", value))

@@ -37,7 +37,6 @@ RTM_GETADDR = 22
 RTM_NEWROUTE = 24
 RTM_DELROUTE = 25
 RTM_GETROUTE = 26
-RTM_NEWNEIGH = 28
 RTM_NEWRULE = 32
 RTM_DELRULE = 33
 RTM_GETRULE = 34
@@ -113,9 +112,6 @@ FRA_SRC = 2
 FRA_TABLE = 15
 FR_ACT_TO_TBL = 1
 
-NDA_DST = 1
-NDA_LLADDR = 2
-NUD_PERMANENT = 0x80
 
 #: Longest interface name, without its NUL (IFNAMSIZ - 1).
 MAX_NAME = 15
@@ -123,7 +119,6 @@ MAX_NAME = 15
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
-_NEIGHBOUR = struct.Struct("=BxxxiHBB")
 
 
 class Link:
@@ -480,13 +475,6 @@ def parse_rule(body: bytes) -> tuple[bytes, int]:
     header = _unpack(_ROUTE, body)
     fields = attributes(body, _ROUTE.size)
     return fields.get(FRA_SRC, b""), number(fields.get(FRA_TABLE)) or header[4]
-
-
-def add_neighbour(index: int, address: bytes, mac: bytes) -> Request:
-    """Pin a neighbour's hardware address."""
-    body = _NEIGHBOUR.pack(_family(address), index, NUD_PERMANENT, 0, RTN_UNICAST)
-    body += attribute(NDA_DST, address) + attribute(NDA_LLADDR, mac)
-    return RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body
 
 
 def _unpack(form: struct.Struct, body: bytes) -> tuple[int, ...]:

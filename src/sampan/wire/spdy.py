@@ -250,10 +250,6 @@ class Connection:
             return b""
         return _frame(RST_STREAM, 0, struct.pack(">II", stream, status))
 
-    def go_away(self) -> bytes:
-        """Say that we take no more streams."""
-        return _frame(GOAWAY, 0, struct.pack(">II", self._last_peer, 0))
-
     def _compress(self, headers: dict[str, str]) -> bytes:
         block = struct.pack(">I", len(headers))
         for name, value in headers.items():
