@@ -14,8 +14,8 @@ from typing import IO, Protocol
 
 import msgspec
 
-from sampan.errors import Corrupt, NotFound, Unsupported
-from sampan.image.decompress import inflate
+from sampan.errors import Corrupt, Exhausted, NotFound, Unsupported
+from sampan.image.decompress import bounded
 from sampan.spec import image as spec
 from sampan.spec.image import (
     FOREIGN_LAYER_TYPES,
@@ -84,10 +84,10 @@ class Layer:
         return _verified(self.blobs, self.descriptor)
 
     def uncompressed(self) -> Iterator[bytes]:
-        """Its archive; ends in Corrupt if it is not what the diff ID says."""
+        """Its archive; ends in Corrupt if it is not what the diff ID says, in Exhausted if it expands beyond reason."""
         digest = hashlib.sha256()
         with self.blobs.open(self.descriptor) as file:
-            for piece in inflate(file.read):
+            for piece in bounded(file.read):
                 digest.update(piece)
                 yield piece
         if f"sha256:{digest.hexdigest()}" != self.diff_id:
@@ -231,7 +231,7 @@ def validate(image: Image) -> list[str]:
                 pass
             for _ in layer.uncompressed():
                 pass
-        except (Corrupt, NotFound, Unsupported) as error:
+        except (Corrupt, Exhausted, NotFound, Unsupported) as error:
             faults.append(f"{where}: {error}")
     return faults
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import msgspec
 
 from sampan.errors import Corrupt, InvalidInput, NotFound, StageFailed, Unsupported
-from sampan.image.decompress import inflate
+from sampan.image.decompress import bounded
 from sampan.image.reference import Reference
 from sampan.registry.places.files import Archive, write_file
 from sampan.registry.places.layout import pack
@@ -200,7 +200,7 @@ class DockerArchiveSink:
         if os.path.exists(os.path.join(tree, name)):
             return name
         with open(self._blob(layer.digest), "rb") as file:
-            write_file(os.path.join(tree, name), inflate(file.read))
+            write_file(os.path.join(tree, name), bounded(file.read))
         return name
 
     def close(self) -> None:
