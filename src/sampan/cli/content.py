@@ -1,5 +1,6 @@
 """`sampan gc`, `sampan fsck`, `sampan content`: what is stored, why it is kept, and whether it is whole."""
 
+import errno
 import shlex
 import subprocess
 import sys
@@ -168,7 +169,7 @@ def _edited(data: bytes, editor: str) -> bytes:
         try:
             status = subprocess.run([*shlex.split(editor), file.name], check=False).returncode
         except (OSError, ValueError) as error:
-            cause = error if isinstance(error, OSError) else OSError(22, str(error))
+            cause = error if isinstance(error, OSError) else OSError(errno.EINVAL, str(error))
             raise StageFailed(f'run the editor "{editor}"', cause) from error
         if status:
             raise InvalidInput(f'"{editor}" ended with status {status}; nothing was stored', field="--editor")

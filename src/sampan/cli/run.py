@@ -1,5 +1,6 @@
 """`sampan run`: a container from an image, or over any directory, with no daemon."""
 
+import errno
 import os
 import secrets
 import shlex
@@ -91,7 +92,7 @@ def run(options: Globals, /, image: str, command: tuple[str, ...], **given: Any)
     except StageFailed as error:
         click.echo(f"sampan: {error}", err=True)
         if "program" in error.stage:
-            return NO_PROGRAM if error.errno == 2 else NOT_EXECUTABLE
+            return NO_PROGRAM if error.errno == errno.ENOENT else NOT_EXECUTABLE
         return FAILED
     except InvalidInput as error:
         click.echo(f"sampan: {error}", err=True)

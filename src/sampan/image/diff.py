@@ -4,6 +4,7 @@ Two ways: what overlayfs keeps in an upper directory is the change set already (
 the difference is found by comparing (:func:`pack_changes`). Sockets are left out, as everywhere.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ def pack_upper(directory: str, write: Callable[[bytes], object]) -> None:
     except OSError as error:
         raise StageFailed("read changes", error) from error
     except ValueError as error:
-        raise StageFailed("read changes", OSError(11, f"a file changed meanwhile: {error}")) from error
+        raise StageFailed("read changes", OSError(errno.EAGAIN, f"a file changed meanwhile: {error}")) from error
     walk.writer.close()
 
 

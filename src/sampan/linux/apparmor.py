@@ -6,6 +6,7 @@ through /proc/PID/attr, which is the runtime's work.
 
 from __future__ import annotations
 
+import errno
 import os
 
 TYPE_CHECKING = False
@@ -56,7 +57,7 @@ def load(text: str) -> None:
         raise FileNotFoundError(2, "apparmor_parser is not installed", "apparmor_parser")
     status, message = _run([program, "--replace", "--skip-cache"], text.encode())
     if status != 0:
-        raise OSError(5, message or f"ended with status {status}", program)
+        raise OSError(errno.EIO, message or f"ended with status {status}", program)
 
 
 def _run(command: Sequence[str], given: bytes) -> tuple[int, str]:

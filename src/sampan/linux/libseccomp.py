@@ -4,6 +4,7 @@ Importing this module opens the library: import it only where a filter is to be 
 """
 
 import ctypes
+import errno
 import os
 
 SCMP_ACT_KILL_PROCESS = 0x80000000
@@ -96,7 +97,7 @@ class Context:
     def __init__(self, default: int) -> None:
         self._handle = _lib.seccomp_init(default)
         if not self._handle:
-            raise OSError(22, os.strerror(22), "seccomp_init")
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), "seccomp_init")
         # Ours to set, in the order that the runtime specification wants.
         _check(_lib.seccomp_attr_set(self._handle, _FLTATR_CTL_NNP, 0))
         # A binary tree over the numbers instead of a list: ten comparisons for a system call, not hundreds. These

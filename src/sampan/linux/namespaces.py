@@ -1,5 +1,6 @@
 """Namespaces: unshare(2), setns(2), and pinning one as a file."""
 
+import errno
 import os
 
 from sampan.linux.mount import MS_BIND, MS_PRIVATE, mount, umount
@@ -55,7 +56,8 @@ def unpin(target: str) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        if error.errno != 22:  # EINVAL: no mount is here, the machine rebooted or died between mkdir and mount
+        # EINVAL: no mount is here; its maker died between the file and the mount, or the machine was started anew.
+        if error.errno != errno.EINVAL:
             raise
     try:
         os.unlink(target)

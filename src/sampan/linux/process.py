@@ -1,6 +1,7 @@
 """Processes: clone3(2), pidfds, prctl(2), close_range(2), memfds."""
 
 import ctypes
+import errno
 import os
 
 from sampan.linux.syscall import fail, held, libc, syscall
@@ -145,7 +146,7 @@ def sealed_memfd(name: str, content: bytes, *, cloexec: bool = True, executable:
     try:
         fd = os.memfd_create(name, flags | (_MFD_EXEC if executable else 0))
     except OSError as error:
-        if error.errno != 22:  # EINVAL: Linux before 6.3 does not know the flag, and needs none
+        if error.errno != errno.EINVAL:  # Linux before 6.3 does not know the flag, and needs none
             raise
         fd = os.memfd_create(name, flags)
     try:

@@ -1,6 +1,7 @@
 """Pseudoterminals: pty(7), and the controlling terminal (ioctl_tty(2))."""
 
 import ctypes
+import errno
 import fcntl
 import os
 import stat
@@ -36,9 +37,9 @@ def check_multiplexer(fd: int) -> None:
     """
     status = os.fstat(fd)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(5, 2):
-        raise OSError(22, "not a pty multiplexer", "/dev/ptmx")
+        raise OSError(errno.EINVAL, "not a pty multiplexer", "/dev/ptmx")
     if filesystem_type(fd) != DEVPTS_SUPER_MAGIC:
-        raise OSError(22, "not on a devpts file system", "/dev/ptmx")
+        raise OSError(errno.EINVAL, "not on a devpts file system", "/dev/ptmx")
 
 
 def set_controlling(fd: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -32,12 +33,12 @@ class _Copy:
 
     def directory(self, source: int, target: int, depth: int) -> None:
         if depth > _DEEPEST:
-            raise OSError(40, "directories are nested too deep to be copied")
+            raise OSError(errno.ELOOP, "directories are nested too deep to be copied")
         _take_over(os.fstat(source), target)
         for name in os.listdir(source):
             self._left -= 1
             if self._left < 0:
-                raise OSError(28, f"more than {_MOST_ENTRIES} files to be copied")
+                raise OSError(errno.ENOSPC, f"more than {_MOST_ENTRIES} files to be copied")
             self._entry(source, target, name, depth)
 
     def _entry(self, source: int, target: int, name: str, depth: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from sampan.cgroup import open_group
@@ -204,7 +205,8 @@ class Creation:
             group.create()
         except StageFailed as error:
             # As runc has it: who may make no groups has containers without one, and without limits.
-            if os.geteuid() == 0 or error.errno not in (1, 13, 30) or set(resources) - {"devices"}:
+            denied = error.errno in (errno.EPERM, errno.EACCES, errno.EROFS)
+            if os.geteuid() == 0 or not denied or set(resources) - {"devices"}:
                 raise
             self._group = None
             self.record["ungrouped"] = True

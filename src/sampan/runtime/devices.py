@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -96,7 +97,7 @@ def _bind_host(root: int, path: str, kind: int, number: int) -> None:
     try:
         status = os.fstat(source)
         if stat.S_IFMT(status.st_mode) != kind or status.st_rdev != number:
-            raise OSError(22, "the machine has something else there than the device that is asked for", path)
+            raise OSError(errno.EINVAL, "the machine has something else there than the device that is asked for", path)
         target = make_file(root, path)
         try:
             m.attach(source, target)
@@ -156,7 +157,7 @@ def _console(root: int) -> int:
         target = make_file(root, "/dev/console", 0o600)
     if m.filesystem_type(target) == m.PROC_SUPER_MAGIC:
         os.close(target)
-        raise OSError(1, "the console is inside procfs", "/dev/console")
+        raise OSError(errno.EPERM, "the console is inside procfs", "/dev/console")
     return target
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from sampan.linux import interface, keyring, scheduling
@@ -124,7 +125,7 @@ def _join_keyring(container_id: str) -> None:
     except OSError as error:
         # ENOSYS: a kernel without keyrings; EDQUOT: too many containers for root's quota. The container is no
         # less confined: its parent's session keyring holds nothing of ours.
-        if error.errno not in (38, 122):
+        if error.errno not in (errno.ENOSYS, errno.EDQUOT):
             raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from sampan.errors import Unsupported
@@ -98,7 +99,7 @@ def _write(names: tuple[str, ...], text: str) -> None:
         try:
             # In the container's /proc, which must be one (CVE-2019-16884): a fake would swallow the label.
             if m.filesystem_type(fd) != m.PROC_SUPER_MAGIC:
-                raise OSError(22, "not on procfs", f"/proc/thread-self/attr/{name}")
+                raise OSError(errno.EINVAL, "not on procfs", f"/proc/thread-self/attr/{name}")
             os.write(fd, text.encode())
         finally:
             os.close(fd)

@@ -8,6 +8,7 @@ these an intermediate process makes the init as its sibling (CLONE_PARENT) and e
 
 from __future__ import annotations
 
+import errno
 import os
 
 from sampan.linux import namespaces as ns
@@ -81,7 +82,7 @@ def open_namespace(path: str, kind: str) -> int:
         found = 0
     if found != ns.KINDS[kind][0]:
         os.close(fd)
-        raise OSError(22, f"not a {kind} namespace", path)
+        raise OSError(errno.EINVAL, f"not a {kind} namespace", path)
     return fd
 
 

@@ -6,6 +6,7 @@ It forks, so its caller must be single-threaded: the monitor, the zygote, or a c
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 
@@ -417,7 +418,7 @@ def _read_report(fd: int, *, patient: bool) -> bytes:
         if not chunk:
             return message
         message += chunk
-    cause = OSError(110, os.strerror(110))
+    cause = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
     raise StageFailed("wait for the program to run", cause, hint="is the container paused?")
 
 

@@ -8,6 +8,7 @@ creation fail: otherwise a virtual device would end with the container's namespa
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 import struct
 import sys
@@ -50,7 +51,7 @@ class NetDevices:
         device = self._here.device(name)
         if "%" not in new_name and any(one.name == new_name for one in self._there.devices()):
             # Found out by the kernel only after the move.
-            raise OSError(17, "the container has a device of that name already", new_name)
+            raise OSError(errno.EEXIST, "the container has a device of that name already", new_name)
         _transfer(device.index, new_name, self._here, self._there, self._moved, (name, device.up))
 
     def give_back(self) -> None:
@@ -86,7 +87,7 @@ class _Side:
         for one in self.devices():
             if one.name == name:
                 return one
-        raise OSError(19, os.strerror(19), name)
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name)
 
     def addresses(self, index: int) -> list[bytes]:
         """The requests, without the index, that make the device's lasting addresses again."""

@@ -7,6 +7,7 @@ is now the container's.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # the signal module brings enum
+import errno
 import fcntl
 import os
 import stat
@@ -344,7 +345,7 @@ def _enter_late(root: int, cwd: str) -> None:
 def _check_inside(cwd: str) -> None:
     trace.step("check working directory", cwd)
     if not os.getcwd().startswith("/"):
-        raise OSError(2, "the working directory is outside the container", cwd)
+        raise OSError(errno.ENOENT, "the working directory is outside the container", cwd)
 
 
 def find_program(process: Process) -> str:

@@ -7,6 +7,7 @@ to change (CVE-2021-30465, CVE-2019-16884). What must be procfs or sysfs is chec
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -295,7 +296,7 @@ def refuse_proc(target: int, one: Prepared) -> None:
         return
     if inside.startswith("/proc/") and inside[6:] in _PROC_TARGETS and where.endswith(inside[5:]):
         return
-    raise OSError(1, "a mount inside /proc is refused", one.destination)
+    raise OSError(errno.EPERM, "a mount inside /proc is refused", one.destination)
 
 
 def open_host_null() -> int:
@@ -304,7 +305,7 @@ def open_host_null() -> int:
     status = os.fstat(fd)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(1, 3):
         os.close(fd)
-        raise OSError(22, "not the null device", "/dev/null")
+        raise OSError(errno.EINVAL, "not the null device", "/dev/null")
     return fd
 
 

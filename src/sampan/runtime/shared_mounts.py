@@ -6,6 +6,7 @@ all of it goes with the one mount. That is known by its id, so that no other mou
 
 from __future__ import annotations
 
+import errno
 import os
 
 from sampan.linux import mount as m
@@ -18,7 +19,7 @@ def identify(fd: int) -> int:
         for line in info:
             if line.startswith("mnt_id:"):
                 return int(line[7:])
-    raise OSError(22, "has no mount id", f"/proc/self/fdinfo/{fd}")
+    raise OSError(errno.EINVAL, "has no mount id", f"/proc/self/fdinfo/{fd}")
 
 
 def remove(mount_id: int, path: str) -> None:

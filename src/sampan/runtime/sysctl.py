@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from sampan.linux import mount as m
@@ -22,7 +23,7 @@ def apply(parameters: dict[str, str]) -> None:
     base = os.open("/proc/sys", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if m.filesystem_type(base) != m.PROC_SUPER_MAGIC:
-            raise OSError(22, "not on procfs", "/proc/sys")
+            raise OSError(errno.EINVAL, "not on procfs", "/proc/sys")
         for name, value in parameters.items():
             path = path_of(name)
             trace.step(f"set sysctl {name} to {value!r}", f"/proc/sys/{path}")

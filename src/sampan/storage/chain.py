@@ -5,6 +5,7 @@ An archive may put ``usr/bin/x`` into a layer without a word on ``usr``. Overlay
 elsewhere altogether: then the layer must be applied again, on a mount (:class:`~sampan.image.apply.NeedsParent`).
 """
 
+import errno
 import os
 import stat
 from collections.abc import Collection, Sequence
@@ -117,7 +118,7 @@ def _open(root: int, directory: bytes) -> int:
     except (FileNotFoundError, NotADirectoryError):
         return -1
     except OSError as error:
-        if error.errno == 40:  # ELOOP
+        if error.errno == errno.ELOOP:
             return -1
         raise
 

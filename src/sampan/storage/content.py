@@ -11,6 +11,7 @@ On disk::
 A blob is there when its row is; the row is inserted after the file was synced and renamed.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -516,6 +517,6 @@ def _sync_directory(path: str) -> None:
 
 
 def _write_failed(stage: str, error: OSError) -> Exhausted | StageFailed:
-    if error.errno in (28, 122):  # ENOSPC, EDQUOT
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Exhausted(f"{stage}: {error.strerror}", hint="free some space, or run `sampan gc`")
     return StageFailed(stage, error)

@@ -7,6 +7,7 @@ takes each layer by itself (``lowerdir+``, Linux 6.5).
 
 from __future__ import annotations
 
+import errno
 import os
 
 from sampan.linux import mount as kernel
@@ -67,7 +68,7 @@ def detach(target: str) -> None:
         try:
             kernel.umount(target, kernel.MNT_DETACH | kernel.UMOUNT_NOFOLLOW)
         except (FileNotFoundError, OSError) as error:
-            if error.errno in (2, 22):  # ENOENT, EINVAL: not there, or no mount point
+            if error.errno in (errno.ENOENT, errno.EINVAL):  # not there, or no mount point
                 return
             raise
 
@@ -104,7 +105,7 @@ def detached(mount: Mount, idmap: int = -1) -> int:
     if mount["type"] == "overlay":
         return _overlay(mount["source"], options, attributes, idmap)
     if mount["type"] != "bind":
-        raise OSError(22, "a snapshot's mount is neither overlay nor bind", mount["type"])
+        raise OSError(errno.EINVAL, "a snapshot's mount is neither overlay nor bind", mount["type"])
     return _clone(mount["source"], attributes, idmap, recursive="rbind" in mount["options"])
 
 

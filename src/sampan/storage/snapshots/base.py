@@ -8,6 +8,7 @@ A ``staging`` snapshot's maker holds its directory's flock; one whose lock is fr
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -221,7 +222,7 @@ class DirectorySnapshotter(ABC):
         fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if libc.syncfs(fd) != 0:
-                raise StageFailed("sync snapshots", OSError(5, "syncfs failed", self.root))
+                raise StageFailed("sync snapshots", OSError(errno.EIO, "syncfs failed", self.root))
         finally:
             os.close(fd)
 
@@ -352,7 +353,7 @@ def remove_tree(directory: str) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        if error.errno == 16:  # EBUSY
+        if error.errno == errno.EBUSY:
             raise WrongState(f"snapshot directory {directory}: something is still mounted in it") from error
         raise StageFailed("remove snapshot", error) from error
 
