@@ -16,8 +16,9 @@ import network_world
 from network_world import Machine, Place
 from sampan import network
 from sampan.errors import AlreadyExists, Exhausted, InvalidInput, NotFound, StageFailed, WrongState
-from sampan.network import Attachment, Networks, PortMapping
+from sampan.network import Attachment, Networks, PortMapping, nft
 from sampan.network.netns import inside
+from sampan.wire.nfnetlink import Element
 
 pytestmark = pytest.mark.root
 
@@ -217,6 +218,27 @@ class TestPackets:
         assert network.tidy(nets)
         assert machine.run("nft list tables") == ""
 
+    def test_conditions_as_nft_says_them(self, machine: Machine, tmp_path: Path) -> None:
+        """The documentation's configuration for the standard plugin's nftables backend."""
+        conf = json.loads(json.dumps(DUAL))
+        conf["plugins"][1] |= {
+            "backend": "nftables",
+            "snat": True,
+            "conditionsV4": ["ip", "daddr", "!=", "192.0.2.0/24"],
+            "conditionsV6": ["ip6", "daddr", "!=", "fc00::/7"],
+        }
+        nets, one, other = networks(tmp_path, conf), machine.place(), machine.neighbour()
+        machine.run("ip addr add 192.0.2.1/24 dev up0")
+        machine.run("ip -6 addr add 2001:db8::1/64 dev up0 nodad")
+        for destination in ("192.0.2.0/24", "2001:db8::/64"):
+            other.run(f"ip route add {destination} dev eth0")
+        join(nets, one, "one", PortMapping(80, 8080), PortMapping(81, 8081))
+        with one.serve(80), one.serve(81, family=socket.AF_INET6):
+            assert other.reaches("192.168.77.1", 8080)
+            assert not other.reaches("192.0.2.1", 8080)
+            assert other.reaches("2001:db8::1", 8081)
+            assert not other.reaches("fd77::1", 8081)
+
     @pytest.mark.parametrize("hidden", [False, True])
     def test_everything_masqueraded(self, machine: Machine, tmp_path: Path, hidden: bool) -> None:
         conf = json.loads(json.dumps(DUAL))
@@ -328,6 +350,21 @@ class TestFailures:
         assert network_world.nft_elements(machine, nets) == {}
         assert [link["ifname"] for link in pod.ip("link show")] == ["lo"]
         assert nets.state.database.execute("SELECT count(*) FROM leases").fetchone()[0] == 0
+
+    def test_many_host_ports_come_together_or_not_at_all(self, machine: Machine, tmp_path: Path) -> None:
+        nets, pod = networks(tmp_path, DUAL), machine.place()
+        join(nets, pod, "pod", *(PortMapping(80, port) for port in range(20000, 21200)))
+        found = network_world.nft_elements(machine, nets)
+        assert found["ports4"] == found["ports6"] == found["mapped"] == 1200
+        with pod.serve(80):
+            assert machine.reaches("127.0.0.1", 21199)
+        table = nft.Table(nets.state.table)
+        more = [Element("loopback", bytes((10, 9, n >> 8, n & 255))) for n in range(3000)]
+        with pytest.raises(FileNotFoundError):
+            table.add([*more, Element("no such set", b"1234")])
+        assert network_world.nft_elements(machine, nets) == found
+        network.detach(nets, "pod", netns_ends=False)
+        assert network_world.nft_elements(machine, nets) == {}
 
     def test_a_host_port_is_given_once(self, machine: Machine, tmp_path: Path) -> None:
         nets = networks(tmp_path, DUAL)

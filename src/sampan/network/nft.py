@@ -37,8 +37,8 @@ from sampan.wire.nfnetlink import Element
 
 _NETLINK_NETFILTER = 12
 _BATCH = (nfnetlink.NFNL_MSG_BATCH_BEGIN, nfnetlink.NFNL_MSG_BATCH_END)
-#: Elements in one batch: what fits into a socket's send buffer with room to spare.
-_CHUNK = 256
+#: Elements in one batch: of all the host ports of a pod, a thousand and more.
+_CHUNK = 4096
 _NFT_SECONDS = 20
 
 # Applied as one transaction; the second time it replaces the rules and leaves sets and their elements alone.

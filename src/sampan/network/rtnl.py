@@ -18,6 +18,9 @@ _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
 _NETLINK_GET_STRICT_CHK = 12
 _RECEIVE = 1 << 18
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+_ROOM = 1 << 23
 _DUMP_TRIES = 8
 
 
@@ -37,12 +40,20 @@ class Kernel:
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
             if protocol == _NETLINK_ROUTE:
                 self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            self._make_room()
             self._socket.bind((0, 0))
         except OSError:
             self._socket.close()
             raise
         self._sequence = itertools.count(1, 1024)
+
+    def _make_room(self) -> None:
+        """Have buffers that hold a large batch, and its answers: the kernel sends those before any is taken."""
+        for forced, plain in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, forced, _ROOM)
+            except PermissionError:
+                self._socket.setsockopt(socket.SOL_SOCKET, plain, _ROOM)
 
     def close(self) -> None:
         """Close the socket; a second time does nothing."""

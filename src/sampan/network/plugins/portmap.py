@@ -1,13 +1,15 @@
 """``portmap``: ports of the machine that lead to the container, as elements of our nftables maps.
 
-``conditionsV4`` and ``conditionsV6`` are in the language of iptables. Sources, destinations and interfaces are
-understood, which is what the plugin's documentation shows; what else iptables can match needs the external plugin.
-``markMasqBit`` and ``externalSetMarkChain`` say how iptables' rules mark packets for each other, which ours need not.
+``conditionsV4`` and ``conditionsV6`` are in the language of iptables or of nft. Sources, destinations and interfaces
+are understood, which is what the plugin's documentation shows; what else the two can match needs the external plugin.
+``markMasqBit`` and ``externalSetMarkChain`` say how iptables' rules mark packets for each other, which ours need not;
+``backend`` says which of the two the standard plugin shall use.
 """
 
 import socket
 from collections.abc import Iterator
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_network
+from typing import Literal
 
 import msgspec
 
@@ -30,6 +32,7 @@ class Conf(msgspec.Struct, kw_only=True):
     """The plugin's configuration."""
 
     type: str = "portmap"
+    backend: Literal["", "iptables", "nftables"] = ""
     snat: bool = True
     mark_masq_bit: int | None = msgspec.field(name="markMasqBit", default=None)
     external_set_mark_chain: str | None = msgspec.field(name="externalSetMarkChain", default=None)
@@ -54,6 +57,10 @@ class Conf(msgspec.Struct, kw_only=True):
         )
 
 
+#: How conditions of nft begin.
+_NFT = (("ip", "saddr"), ("ip", "daddr"), ("ip6", "saddr"), ("ip6", "daddr"), ("iifname",), ("meta", "iifname"))
+
+
 _MATCHES = {
     "-s": "saddr",
     "--source": "saddr",
@@ -67,16 +74,10 @@ _MATCHES = {
 
 
 def _exceptions(version: int, words: list[str]) -> Iterator[str]:
-    """Matches for the packets that iptables' conditions do not let through."""
+    """Matches for the packets that the conditions do not let through."""
     field = f"conditionsV{version}"
-    rest = iter(words)
-    for word in rest:
-        negated = word == "!"
-        flag = next(rest, "") if negated else word
-        value = next(rest, "")
-        what = _MATCHES.get(flag)
-        if what is None or not value:
-            raise ValueError(f'{field}: {flag!r} is not built in; add "sampan": "external"')
+    read = _of_nft if words and words[0] in {start[0] for start in _NFT} else _of_iptables
+    for what, value, negated in read(words, field):
         sign = "" if negated else "!= "
         if what == "iifname":
             if len(value) > 15 or not value.replace("-", "").replace(".", "").replace("_", "").isalnum():
@@ -90,6 +91,32 @@ def _exceptions(version: int, words: list[str]) -> Iterator[str]:
         if network.version != version:
             raise ValueError(f"{field}: {value} is not of IPv{version}")
         yield f"{'ip6' if version == 6 else 'ip'} {what} {sign}{network}"
+
+
+def _of_iptables(words: list[str], field: str) -> Iterator[tuple[str, str, bool]]:
+    """What each condition is about, its value, and whether it is turned round: ``! -d 192.0.2.0/24``."""
+    rest = iter(words)
+    for word in rest:
+        negated = word == "!"
+        flag = next(rest, "") if negated else word
+        value = next(rest, "")
+        if flag not in _MATCHES or not value:
+            raise ValueError(f'{field}: {flag!r} is not built in; add "sampan": "external"')
+        yield _MATCHES[flag], value, negated
+
+
+def _of_nft(words: list[str], field: str) -> Iterator[tuple[str, str, bool]]:
+    """The same of ``ip daddr != 192.0.2.0/24``."""
+    rest = list(words)
+    while rest:
+        start = next((start for start in _NFT if tuple(rest[: len(start)]) == start), None)
+        if start is None:
+            raise ValueError(f'{field}: {" ".join(rest[:2])!r} is not built in; add "sampan": "external"')
+        del rest[: len(start)]
+        operator = rest.pop(0) if rest[:1] in (["=="], ["!="]) else "=="
+        if not rest:
+            raise ValueError(f"{field}: {' '.join(start)} has no value")
+        yield start[-1], rest.pop(0).strip('"'), operator == "!="
 
 
 def add(call: Call) -> Result:
