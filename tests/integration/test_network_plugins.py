@@ -144,9 +144,9 @@ class TestMisbehaviour:
             self.attach(machine, networks(tmp_path, chain({"type": "odd"})))
 
     def test_hang(self, tmp_path: Path) -> None:
-        binary = script(tmp_path, "odd", f"sleep 1000 & echo $! > {tmp_path}/child; wait")
+        binary = script(tmp_path, "odd", f"echo waiting >&2; sleep 1000 & echo $! > {tmp_path}/child; wait")
         started = time.monotonic()
-        with pytest.raises(TimedOut, match=r"did not end its ADD within 0\.3 s"):
+        with pytest.raises(TimedOut, match=r"did not end its ADD within 0\.3 s .*; stderr: waiting"):
             execution.run(binary, "ADD", {}, deadline=0.3)
         assert time.monotonic() - started < 5
         child = int((tmp_path / "child").read_text())
@@ -159,6 +159,54 @@ class TestMisbehaviour:
         assert execution.run(binary, "ADD", {}, deadline=20) == {}
         assert time.monotonic() - started < 5
         os.kill(int((tmp_path / "child").read_text()), 9)
+
+    def test_one_that_hangs_holds_up_no_more_than_a_deadline(self, machine: Machine, tmp_path: Path) -> None:
+        """However many pods have died over it: what they leave is freed when it answers again."""
+        script(
+            tmp_path,
+            "odd",
+            f"test $CNI_COMMAND != DEL -o ! -e {tmp_path}/ill || "
+            f"{{ echo asked >> {tmp_path}/asked; exec cat {tmp_path}/pipe; }}; echo '{{}}'",
+        )
+        os.mkfifo(tmp_path / "pipe")
+        nets = networks(tmp_path, chain({**bridge(tmp_path), "sampan": ""}, {"type": "odd"}))
+        pods = [f"pod{number}" for number in range(5)]
+        for pod in pods:
+            network.attach(nets, Attachment(container_id=pod, netns=machine.place().path))
+        (tmp_path / "ill").touch()
+        nets.deadline = 0.5
+        started = time.monotonic()
+        done = network.reconcile(nets, ())
+        assert time.monotonic() - started < 2
+        assert len(done.errors) == 5
+        assert "did not end its DEL within 0.5 s" in done.errors[0]
+        assert "it is asked again in a while" in done.errors[-1]
+        assert (tmp_path / "asked").read_text() == "asked\n"
+        assert nets.state.attached() == set(pods)
+        (tmp_path / "ill").unlink()
+        again = networks(tmp_path, chain({**bridge(tmp_path), "sampan": ""}, {"type": "odd"}))
+        assert network.reconcile(again, ()).attachments == tuple(pods)
+
+    def test_standard_error_is_kept(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        binary = script(tmp_path, "odd", "echo using the old key >&2; echo '{}'")
+        caplog.set_level("INFO", logger="sampan.network")
+        assert execution.run(binary, "ADD", {"name": "net"}, container_id="pod") == {}
+        assert caplog.messages == ["CNI plugin odd said at ADD of pod: using the old key"]
+
+    def test_an_error_names_network_and_plugin(self, machine: Machine, tmp_path: Path) -> None:
+        """And says what the plugin did: message, details, code, and what it wrote to standard error."""
+        script(
+            tmp_path,
+            "odd",
+            "echo why >&2\n"
+            """echo '{"cniVersion":"1.0.0","code":99,"msg":"no uplink","details":"eth9 is down"}'; exit 3""",
+        )
+        nets = networks(tmp_path, chain({**bridge(tmp_path), "sampan": ""}, {"type": "odd"}))
+        with pytest.raises(PluginFailed) as failure:
+            self.attach(machine, nets)
+        assert str(failure.value) == (
+            "network net, plugins[1] (odd): CNI plugin odd failed ADD: no uplink; eth9 is down [code 99]; stderr: why"
+        )
 
     def test_endless_output(self, tmp_path: Path) -> None:
         binary = script(tmp_path, "odd", "exec cat /dev/zero")
@@ -249,6 +297,21 @@ class TestProtocol:
             "aliases": ["web"],
             "cgroupPath": "/kubepods/pod1",
         }
+
+    def test_version(self, tmp_path: Path) -> None:
+        script(tmp_path, "old", """echo '{"cniVersion":"0.4.0","supportedVersions":["0.3.1","0.4.0"]}'""")
+        script(tmp_path, "odd", "echo moo")
+        ipam = {"type": "host-local", "subnet": "10.1.0.0/24", "sampan": "external"}
+        own = {"type": "bridge", "bridge": "br0", "sampan": "", "ipam": ipam}
+        nets = networks(tmp_path, chain({"type": "old"}, {"type": "odd"}, {"type": "absent"}, own))
+        old, odd, absent, *go = network.programs(nets, nets.get("net"))
+        assert old.versions == ("0.3.1", "0.4.0")
+        assert old.fault == "it does not speak CNI 1.0.0, which the configuration asks for"
+        assert "printed 'moo'" in odd.fault
+        assert "is in none of" in absent.fault
+        if os.path.exists(f"{GO}/host-local"):
+            assert [(one.type, one.path, one.fault) for one in go] == [("host-local", f"{GO}/host-local", "")]
+            assert {"0.3.1", "0.4.0", "1.0.0"} <= set(go[0].versions)
 
     def test_status_and_gc(self, machine: Machine, tmp_path: Path) -> None:
         body = (

@@ -1,8 +1,8 @@
 """``sampan-cni``: the built-in plugins as a CNI executable, for other runtimes. CNI SPEC.md, section 2.
 
 Installed under a plugin's name (a link ``bridge`` -> ``sampan-cni`` in /opt/cni/bin), it is that plugin; under its
-own, the one that the configuration's ``type`` names. SAMPAN_CNI_STATE in the environment says where leases and rules
-are kept, if not in /run/sampan/network.
+own, the one that the configuration's ``type`` names. Leases and rules are kept with those of the machine's own daemon,
+which leaves them to the runtime that asked for them; SAMPAN_CNI_STATE in the environment names another directory.
 """
 
 import os
@@ -12,16 +12,17 @@ from typing import Any
 import msgspec
 
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, StageFailed, Unsupported
-from sampan.network import execution, plugins
-from sampan.network.attach import Delegation
+from sampan.network import conflist, execution, foreign, plugins
+from sampan.network.attach import Delegation, check_id, check_interface
 from sampan.network.call import Call, Session
 from sampan.network.config import Networks
 from sampan.network.manage import forget
-from sampan.network.state import State
+from sampan.network.state import USUAL, State
 from sampan.spec import cni
 
-STATE = "/run/sampan/network"
 _MAX_INPUT = 1 << 20
+#: The first version that has each command (CNI SPEC.md, section 2).
+_SINCE = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
 _CODES: tuple[tuple[type[SampanError], int], ...] = (
     (InvalidInput, cni.CODE_INVALID_CONFIG),
     (Unsupported, cni.CODE_UNSUPPORTED_FIELD),
@@ -29,6 +30,20 @@ _CODES: tuple[tuple[type[SampanError], int], ...] = (
     (AlreadyExists, cni.CODE_TRY_AGAIN),
     (StageFailed, cni.CODE_IO_FAILURE),
 )
+
+
+class _BadCall(InvalidInput):
+    """Not the configuration but the call is wrong.
+
+    Args:
+        code: The specification's code for it.
+        message: What is wrong.
+        field: Variable of the environment, or key of the document.
+    """
+
+    def __init__(self, code: int, message: str, field: str = "") -> None:
+        super().__init__(message, field=field)
+        self.code = code
 
 
 def main() -> int:
@@ -54,19 +69,19 @@ def main() -> int:
 def _document() -> dict[str, Any]:
     data = sys.stdin.buffer.read(_MAX_INPUT + 1)
     if len(data) > _MAX_INPUT:
-        raise InvalidInput(f"the configuration has more than {_MAX_INPUT} bytes")
+        raise _BadCall(cni.CODE_DECODING_FAILURE, f"the configuration has more than {_MAX_INPUT} bytes")
     try:
         document = msgspec.json.decode(data or b"{}")
-    except msgspec.DecodeError as error:
-        raise InvalidInput(f"the configuration is not JSON: {error}") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _BadCall(cni.CODE_DECODING_FAILURE, f"the configuration is not JSON: {error}") from None
     if not isinstance(document, dict):
-        raise InvalidInput("the configuration is no JSON object")
+        raise _BadCall(cni.CODE_DECODING_FAILURE, "the configuration is no JSON object")
     return document
 
 
 def _fail(error: SampanError, document: dict[str, Any]) -> int:
     code = next((number for kind, number in _CODES if isinstance(error, kind)), cni.CODE_INTERNAL)
-    if isinstance(error, execution.PluginFailed):
+    if isinstance(error, (execution.PluginFailed, _BadCall)):
         code = error.code
     version = str(document.get("cniVersion") or cni.VERSIONS[-1])
     sys.stdout.buffer.write(cni.error_document(code, error.message, error.hint, version) + b"\n")
@@ -77,35 +92,49 @@ def _run(command: str, conf: dict[str, Any], environment: dict[str, str]) -> dic
     version = str(conf.get("cniVersion") or cni.VERSIONS[-1])
     if command == "VERSION":
         return {"cniVersion": version, "supportedVersions": list(cni.VERSIONS)}
+    if command not in ("ADD", "DEL", "CHECK", "STATUS", "GC"):
+        raise _BadCall(cni.CODE_INVALID_ENVIRONMENT, f"{command!r} is no command of CNI", "CNI_COMMAND")
     if version not in cni.VERSIONS:
-        raise InvalidInput(f"{version} is none of {', '.join(cni.VERSIONS)}", field="cniVersion")
+        text = f"{version} is none of {', '.join(cni.VERSIONS)}"
+        raise _BadCall(cni.CODE_INCOMPATIBLE_VERSION, text, "cniVersion")
+    since = _SINCE.get(command, version)
+    if cni.VERSIONS.index(version) < cni.VERSIONS.index(since):
+        raise _BadCall(cni.CODE_INCOMPATIBLE_VERSION, f"{version} has no {command}, {since} has", "cniVersion")
     conf["cniVersion"] = version
     called = os.path.basename(sys.argv[0])
     kind = called if called in plugins.TYPES else str(conf.get("type", ""))
     plugin = plugins.find(kind)
     if plugin is None:
         raise InvalidInput(f"{kind!r} is not built in", field="type")
-    state = State(environment.get("SAMPAN_CNI_STATE") or STATE)
-    if command == "STATUS":
+    path = environment.get("CNI_PATH", "")
+    state = State(environment.get("SAMPAN_CNI_STATE") or USUAL)
+    networks = Networks("", state, tuple(part for part in path.split(":") if part), default=False)
+    if command in ("STATUS", "GC"):
+        _of_all(command, kind, conf, networks)
         return None
-    if command == "GC":
-        _collect(state, conf)
-        return None
-    if command not in ("ADD", "DEL", "CHECK"):
-        raise InvalidInput(f"{command!r} is no command of CNI", field="CNI_COMMAND")
-    return _call(plugin, command, conf, state, environment)
+    return _call(kind, plugin, command, conf, networks, environment)
 
 
 def _call(
-    plugin: plugins.Plugin, command: str, conf: dict[str, Any], state: State, environment: dict[str, str]
+    kind: str,
+    plugin: plugins.Plugin,
+    command: str,
+    conf: dict[str, Any],
+    networks: Networks,
+    environment: dict[str, str],
 ) -> dict[str, Any] | None:
     for name in ("CNI_CONTAINERID", "CNI_IFNAME", *(() if command == "DEL" else ("CNI_NETNS",))):
         if not environment.get(name):
-            raise InvalidInput("is not set", field=name)
-    path = environment.get("CNI_PATH", "")
-    networks = Networks("", state, tuple(part for part in path.split(":") if part), default=False)
+            raise _BadCall(cni.CODE_INVALID_ENVIRONMENT, "is not set", name)
+    try:
+        check_id(environment["CNI_CONTAINERID"])
+        check_interface(environment["CNI_IFNAME"])
+    except InvalidInput as error:
+        raise _BadCall(cni.CODE_INVALID_ENVIRONMENT, error.message) from None
     args = dict(pair.split("=", 1) for pair in environment.get("CNI_ARGS", "").split(";") if "=" in pair)
-    with Session(state, environment.get("CNI_NETNS", ""), Delegation(networks)) as session:
+    with Session(networks.state, environment.get("CNI_NETNS", ""), Delegation(networks)) as session:
+        if command == "ADD" and kind not in plugins.IPAM:
+            session.netns  # noqa: B018 - an error before anything is done
         call = Call(session, conf, environment["CNI_CONTAINERID"], environment["CNI_IFNAME"], args)
         try:
             result = plugins.run(plugin, command, call)
@@ -121,6 +150,17 @@ def _undo(plugin: plugins.Plugin, call: Call) -> None:
         plugin.delete(call)
     except (SampanError, OSError):
         pass
+
+
+def _of_all(command: str, kind: str, conf: dict[str, Any], networks: Networks) -> None:
+    """STATUS and GC, which are about a network and no container; an IPAM plugin that is external is asked in turn."""
+    own = {**conf, "type": kind}
+    own.pop(conflist.RUN_KEY, None)
+    network = conflist.parse(own)
+    if command == "GC":
+        _collect(networks.state, conf)
+    for ipam, _ in foreign.calls(network):
+        networks.call(ipam, command, conf)
 
 
 def _collect(state: State, conf: dict[str, Any]) -> None:

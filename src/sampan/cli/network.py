@@ -43,11 +43,12 @@ def network_list(options: Globals, quiet: bool) -> None:
 @click.argument("name")
 @click.pass_obj
 def network_inspect(options: Globals, name: str) -> None:
-    """Show a network's conflist, and who is on it."""
+    """Show a network's conflist, its external plugins with the versions they speak, and who is on it."""
     with open_engine(options) as engine:
         found = engine.networks.get(name)
-        on_it = net.members(engine.networks, found.name)
-        render.document({"file": found.path, "conflist": found.document, "containers": on_it})
+        programs = net.programs(engine.networks, found)
+        document = {"file": found.path, "conflist": found.document, **({"programs": programs} if programs else {})}
+        render.document({**document, "containers": net.members(engine.networks, found.name)})
 
 
 @network.command("create")

@@ -4,6 +4,7 @@ A pod whose monitor answers is adopted as it is. A pod still being made when its
 monitor is gone has lost its containers' ends: they are ended, and recorded as ended with an unknown exit code.
 """
 
+import logging
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,8 @@ def recover(engine: "Engine") -> None:
             engine.pods.discard(pod)
         elif pod.state == "ready" and _adopt(engine, pod):
             live.add(pod.id)
-    network.reconcile(engine.networks, lambda: _owners(engine, live))
+    for error in network.reconcile(engine.networks, lambda: _owners(engine, live)).errors:
+        logging.getLogger("sampan.network").warning("not freed: %s", error)
 
 
 def _owners(engine: "Engine", live: set[str]) -> set[str]:

@@ -6,8 +6,10 @@ process. "The machine" means the network namespace of the calling thread.
 """
 
 from sampan.network.attach import Attached, Attachment, Bandwidth, Dns, PortMapping, attach, check, detach
-from sampan.network.config import NetworkList, Networks
+from sampan.network.config import Networks
+from sampan.network.conflist import NetworkList
 from sampan.network.execution import PluginFailed
+from sampan.network.foreign import Program, programs
 from sampan.network.forwarding import obstacles
 from sampan.network.manage import Member, Reconciled, Status, create, members, reconcile, remove, status, subnets, tidy
 from sampan.network.names import publish as publish_names
@@ -23,6 +25,7 @@ __all__ = [
     "Networks",
     "PluginFailed",
     "PortMapping",
+    "Program",
     "Reconciled",
     "Status",
     "attach",
@@ -32,6 +35,7 @@ __all__ = [
     "load",
     "members",
     "obstacles",
+    "programs",
     "publish_names",
     "reconcile",
     "remove",

@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 
 from sampan.errors import InvalidInput, NotFound, SampanError, Unsupported
-from sampan.network import execution, leases, names, plugins
+from sampan.network import leases, names, plugins
 from sampan.network.call import Call, Session, decode
-from sampan.network.config import NetworkList, Networks, external
+from sampan.network.config import Networks
+from sampan.network.conflist import NetworkList, external
 from sampan.network.state import SHARED, Owner
 from sampan.spec import cni
 from sampan.spec.cni import Result
@@ -118,7 +119,7 @@ def attach(networks: Networks, attachment: Attachment) -> Attached:
     Raises:
         SampanError: What failed; see :mod:`sampan.network`.
     """
-    _check_id(attachment.container_id)
+    check_id(attachment.container_id)
     lists = [networks.get(name) for name in attachment.networks]
     asked = [network.name for network in lists]
     if len(set(asked)) != len(asked):
@@ -142,7 +143,12 @@ def attach(networks: Networks, attachment: Attachment) -> Attached:
     return Attached(tuple(results))
 
 
-def _check_id(container_id: str) -> None:
+def check_id(container_id: str) -> None:
+    """See that a container's id is one: CNI SPEC.md, section 2.
+
+    Raises:
+        InvalidInput: It is not.
+    """
     plain = container_id.replace("-", "").replace("_", "").replace(".", "")
     if not plain.isalnum() or not plain.isascii() or len(container_id) > _MAX_ID or not container_id[0].isalnum():
         raise InvalidInput(f"{container_id!r} is no container id that CNI allows", field="container_id")
@@ -151,9 +157,18 @@ def _check_id(container_id: str) -> None:
 def _ifname(first: str, position: int) -> str:
     stem = first.rstrip("0123456789")
     name = f"{stem}{int(first[len(stem) :] or 0) + position}" if position else first
+    check_interface(name)
+    return name
+
+
+def check_interface(name: str) -> None:
+    """See that an interface's name is one.
+
+    Raises:
+        InvalidInput: It is not.
+    """
     if not 0 < len(name) <= 15 or name in (".", "..") or any(c in "/:" or c.isspace() for c in name):
         raise InvalidInput(f"{name!r} is no interface name", field="ifname")
-    return name
 
 
 def _capabilities(attachment: Attachment, *, first: bool) -> dict[str, Any]:
@@ -234,12 +249,21 @@ def _join(
         try:
             previous = _call(networks, session, "ADD", conf, owner, args)
         except SampanError as error:
-            error.add_note(f"network {network.name}, plugins[{index}] ({plugin.get('type')})")
+            _place(error, network, index)
+            if previous is not None:
+                # Who undoes it is told what the plugins before had made.
+                cached.result = previous
+                _write_cache(networks, cached)
             raise
     result = decode(previous or {}, Result, at="result")
     cached.result = previous or {}
     _write_cache(networks, cached)
     return result
+
+
+def _place(error: SampanError, network: NetworkList, index: int) -> None:
+    """Put before an error's message which plugin of which network it is of."""
+    error.message = f"network {network.name}, plugins[{index}] ({network.plugins[index]['type']}): {error.message}"
 
 
 def _call(
@@ -268,16 +292,14 @@ def _call(
     built_in = None if outside or external(conf) else plugins.find(kind)
     if built_in is not None:
         return plugins.run(built_in, command, Call(session, conf, owner.container, owner.ifname, args))
-    binary = execution.find(kind, networks.bin_dirs)
-    return execution.run(
-        binary,
+    return networks.call(
+        kind,
         command,
         conf,
         container_id=owner.container,
         netns=session.netns_path,
         ifname=owner.ifname,
         args=args,
-        bin_dirs=networks.bin_dirs,
     )
 
 
@@ -363,7 +385,7 @@ def detach(networks: Networks, container_id: str | Attachment, *, netns_ends: bo
     if isinstance(container_id, Attachment):
         netns = netns or container_id.netns
         container_id = container_id.container_id
-    _check_id(container_id)
+    check_id(container_id)
     names.withdraw(networks.state, container_id)
     first: SampanError | None = None
     for owner in networks.state.attachments(container_id):
@@ -399,13 +421,14 @@ def _leave(networks: Networks, session: Session, owner: Owner, cached: cni.Cache
         args = dict(cached.cni_args) if cached is not None else {"IgnoreUnknown": "1"}
         if network.version in ("0.3.0", "0.3.1"):
             previous = None
-        for plugin in reversed(network.plugins):
+        for index, plugin in reversed(list(enumerate(network.plugins))):
             conf = plugin_conf(network, plugin, capabilities, previous)
             try:
                 _call(networks, session, "DEL", conf, owner, args)
             except SampanError as error:
-                error.add_note(f"network {network.name}, DEL of {plugin.get('type')}")
-                first = first or error
+                if first is None:
+                    _place(error, network, index)
+                    first = error
     if first is not None:
         raise first
     _forget(networks, session, owner)
@@ -461,6 +484,10 @@ def check(networks: Networks, container_id: str, *, netns: str = "") -> None:
         if cached is None or network is None or network.disable_check or network.version.startswith("0.3."):
             continue
         with Session(networks.state, netns or cached.netns, Delegation(networks)) as session:
-            for plugin in network.plugins:
+            for index, plugin in enumerate(network.plugins):
                 conf = plugin_conf(network, plugin, cached.capability_args, cached.result or None)
-                _call(networks, session, "CHECK", conf, owner, dict(cached.cni_args))
+                try:
+                    _call(networks, session, "CHECK", conf, owner, dict(cached.cni_args))
+                except SampanError as error:
+                    _place(error, network, index)
+                    raise

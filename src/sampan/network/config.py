@@ -1,21 +1,18 @@
-"""Network configurations: which files count, what they say, and the one that is built in.
+"""The networks there are: which files count, and the network that is built in.
 
 As libcni and containerd do it: files ending in .conf, .conflist and .json of the directory, in lexical order; the first
-one is the default network. A file that is wrong is not passed over: who asks for its network gets an error that names
-file, plugin and field.
+one is the default network. A file that is wrong is not passed over: who asks for its network gets the error.
 """
 
 import os
+import time
 from collections.abc import Collection
 from ipaddress import IPv4Network, ip_network
 from typing import Any
 
-import msgspec
-
-from sampan.errors import Exhausted, InvalidInput, NotFound
-from sampan.network import plugins
-from sampan.network.call import decode
-from sampan.network.plugins import hostlocal
+from sampan.errors import Exhausted, InvalidInput, NotFound, TimedOut
+from sampan.network import execution
+from sampan.network.conflist import NetworkList, parse, read_file
 from sampan.network.rtnl import Rtnl
 from sampan.network.state import State
 from sampan.spec import cni
@@ -24,135 +21,28 @@ from sampan.wire import rtnetlink
 SUFFIXES = (".conf", ".conflist", ".json")
 BUILT_IN = "sampan"
 BUILT_IN_BRIDGE = "sampan0"
-_MAX_FILE = 1 << 20
-_MAX_PLUGINS = 64
 _FACT_SUBNET = "built-in subnet"
-#: A plugin's key by which a configuration says that the external binary shall run even if the type is built in.
-RUN_KEY = "sampan"
+#: Seconds for which a plugin that hung is not asked to let go of anything.
+_SILENCE = 10.0
 
 
-class NetworkList(msgspec.Struct, kw_only=True, frozen=True):
-    """A network: a name and the plugins that make it, in order."""
-
-    name: str
-    version: str
-    plugins: tuple[dict[str, Any], ...]
-    #: File it came from; empty for the one that is built in.
-    path: str = ""
-    disable_check: bool = False
-    disable_gc: bool = False
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """As a conflist says it."""
-        return {"cniVersion": self.version, "name": self.name, "plugins": list(self.plugins)}
-
-
-class _PluginHead(msgspec.Struct):
-    type: str
-    capabilities: dict[str, bool] = {}
-    ipam: dict[str, Any] = {}
-
-
-class _ListHead(msgspec.Struct, kw_only=True):
-    name: str
-    plugins: list[dict[str, Any]]
-    cni_version: str = msgspec.field(name="cniVersion", default="")
-    cni_versions: list[str] = msgspec.field(name="cniVersions", default_factory=list)
-    disable_check: bool | str = msgspec.field(name="disableCheck", default=False)
-    disable_gc: bool | str = msgspec.field(name="disableGC", default=False)
-
-
-def read_file(path: str) -> NetworkList:
-    """Read one configuration.
-
-    Raises:
-        InvalidInput: With the file, and the plugin's index and field where it is about one.
-    """
+def _stamps(folder: str, suffixes: tuple[str, ...]) -> tuple[list[tuple[str, int, int, int]], list[str]]:
+    """The files of a directory that have one of the suffixes, each with what tells its versions apart; its folders."""
+    stamps, folders = [], []
     try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_FILE + 1)
-    except OSError as error:
-        raise InvalidInput(f"{path}: {error.strerror}") from None
-    if len(data) > _MAX_FILE:
-        raise InvalidInput(f"{path}: more than {_MAX_FILE} bytes")
-    try:
-        document = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
-        raise InvalidInput(f"{path}: not JSON: {error}") from None
-    try:
-        return parse(document, path)
-    except InvalidInput as error:
-        raise InvalidInput(f"{path}: {error.message}", hint=error.hint) from None
-
-
-def parse(document: Any, path: str = "") -> NetworkList:
-    """Check a configuration, a list or a single plugin's, as far as can be without running it."""
-    if not isinstance(document, dict):
-        raise InvalidInput("a network configuration is a JSON object")
-    if "plugins" not in document:
-        if path.endswith(".conflist"):
-            raise InvalidInput("a conflist has a list of plugins", field="plugins")
-        document = {"name": document.get("name"), "cniVersion": document.get("cniVersion", ""), "plugins": [document]}
-    head = decode(document, _ListHead)
-    if not _is_name(head.name):
-        raise InvalidInput(f"{head.name!r} is no name for a network", field="name")
-    if not 0 < len(head.plugins) <= _MAX_PLUGINS:
-        raise InvalidInput(f"a network has 1 to {_MAX_PLUGINS} plugins, not {len(head.plugins)}", field="plugins")
-    version = _version(head)
-    for index, plugin in enumerate(head.plugins):
-        _check_plugin(plugin, index, head.name, version)
-    return NetworkList(
-        name=head.name,
-        version=version,
-        plugins=tuple(head.plugins),
-        path=path,
-        disable_check=head.disable_check in (True, "true"),
-        disable_gc=head.disable_gc in (True, "true"),
-    )
-
-
-def _is_name(name: str) -> bool:
-    """Letters, digits, ``-``, ``_`` and ``.``, the first a letter or digit: CNI SPEC.md, section 1."""
-    plain = name.replace("-", "").replace("_", "").replace(".", "")
-    return name.isascii() and plain.isalnum() and name[0].isalnum() and len(name) <= 200
-
-
-def _version(head: _ListHead) -> str:
-    stated = [head.cni_version or cni.UNSTATED_VERSION, *head.cni_versions]
-    known = [version for version in cni.VERSIONS if version in stated]
-    if not known:
-        raise InvalidInput(
-            f"CNI {stated[0]} is not understood", field="cniVersion", hint=f"say one of {', '.join(cni.VERSIONS)}"
-        )
-    return known[-1]
-
-
-def _check_plugin(plugin: dict[str, Any], index: int, name: str, version: str) -> None:
-    at = f"plugins[{index}]"
-    head = decode(plugin, _PluginHead, at=at)
-    if not head.type or "/" in head.type or head.type.startswith("."):
-        raise InvalidInput(f"{head.type!r} is no plugin type", field=f"{at}.type")
-    whole = {**plugin, "name": name, "cniVersion": version}
-    built_in = None if external(plugin) else plugins.find(head.type)
-    if built_in is not None:
-        decode(whole, built_in.Conf, at=at)
-    if head.ipam:
-        kind = head.ipam.get("type")
-        if not isinstance(kind, str) or not kind or "/" in kind:
-            raise InvalidInput(f"{kind!r} is no plugin type", field=f"{at}.ipam.type")
-        if kind == "host-local" and not _filled_in_later(plugin):
-            decode(whole, hostlocal.Conf, at=at)
-
-
-def _filled_in_later(plugin: dict[str, Any]) -> bool:
-    """Whether the ranges come with each call, by the capability ``ipRanges``."""
-    return bool((plugin.get("capabilities") or {}).get("ipRanges"))
-
-
-def external(plugin: dict[str, Any]) -> bool:
-    """Whether the plugin's configuration asks for the external binary."""
-    return plugin.get(RUN_KEY) == "external"
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
+    for entry in entries:
+        try:
+            if entry.is_dir():
+                folders.append(entry.path)
+            elif entry.name.endswith(suffixes):
+                stat = entry.stat()
+                stamps.append((entry.path, stat.st_mtime_ns, stat.st_size, stat.st_ino))
+        except FileNotFoundError:
+            continue  # removed meanwhile, or a link to nothing
+    return stamps, folders
 
 
 class Networks:
@@ -169,35 +59,56 @@ class Networks:
         self.conf_dir = conf_dir
         self.state = state
         self.bin_dirs = bin_dirs
+        #: Seconds for one call of an external plugin.
+        self.deadline = execution.DEADLINE
+        self._silent: dict[str, float] = {}
         self._default = default
-        self._seen: tuple[object, ...] | None = None
+        self._seen: tuple[object, object] | None = None
         self._files: list[str] = []
         self._lists: dict[str, NetworkList] = {}
         self._errors: dict[str, InvalidInput] = {}
         self._built_in: tuple[str, NetworkList] | None = None
 
     def _look(self) -> None:
-        try:
-            entries = sorted(
-                (entry for entry in os.scandir(self.conf_dir) if entry.name.endswith(SUFFIXES)),
-                key=lambda entry: entry.name,
-            )
-            stamps = [(entry.path, entry.stat()) for entry in entries if entry.is_file()]
-        except (FileNotFoundError, NotADirectoryError):
-            stamps = []
-        seen = tuple((path, stat.st_mtime_ns, stat.st_size, stat.st_ino) for path, stat in stamps)
-        if seen == self._seen:
+        seen, folders = _stamps(self.conf_dir, SUFFIXES)
+        # Plugins in files of their own stand one folder further down.
+        inner = [stamp for folder in folders for stamp in _stamps(folder, (".conf",))[0]]
+        if (seen, inner) == self._seen:
             return
         lists: dict[str, NetworkList] = {}
         errors: dict[str, InvalidInput] = {}
-        for path, _stat in stamps:
+        for path, *_stamp in seen:
             try:
                 lists[path] = read_file(path)
             except InvalidInput as error:
                 errors[path] = error
         # One assignment each, the stamp last: another thread sees the old state or the new one.
-        self._files, self._lists, self._errors = [path for path, _ in stamps], lists, errors
-        self._seen = seen
+        self._files, self._lists, self._errors = [path for path, *_stamp in seen], lists, errors
+        self._seen = seen, inner
+
+    def call(self, kind: str, command: str, conf: dict[str, Any], **whom: Any) -> dict[str, Any]:
+        """Run an external plugin; what it prints.
+
+        One that has just let a deadline pass is not waited for again by the next container that leaves, nor by the one
+        after it: a plugin that hangs would hold up a daemon's start by a deadline for each pod that died.
+
+        Args:
+            kind: Its type.
+            command: ADD, DEL, CHECK, STATUS or GC.
+            conf: Its configuration.
+            whom: What else :func:`sampan.network.execution.run` takes.
+        """
+        binary = execution.find(kind, self.bin_dirs)
+        ago = time.monotonic() - self._silent.get(binary, -_SILENCE)
+        if command == "DEL" and ago < _SILENCE:
+            raise TimedOut(f"CNI plugin {kind} did not answer {ago:.0f} s ago; it is asked again in a while")
+        try:
+            answer = execution.run(binary, command, conf, bin_dirs=self.bin_dirs, **{"deadline": self.deadline, **whom})
+        except TimedOut:
+            self._silent[binary] = time.monotonic()
+            raise
+        self._silent.pop(binary, None)
+        return answer
 
     def all(self) -> list[NetworkList]:
         """Every network that can be read, the default one first."""

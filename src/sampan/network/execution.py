@@ -1,7 +1,7 @@
 """External CNI plugins: a process for each call. CNI SPEC.md, section 3.
 
-A plugin that hangs, prints garbage or dies is reported as that. What it prints is bounded; its standard error is kept
-and shown. Its whole process group ends with the deadline.
+A plugin that hangs, prints garbage or dies is reported as that. What it prints is bounded; its standard error is kept:
+in the error, or in the log when it did what it was asked. Its whole process group ends with the deadline.
 """
 
 import os
@@ -92,14 +92,14 @@ def run(
         "CNI_PATH": ":".join(bin_dirs or (os.path.dirname(binary),)),
     }
     status, output, said = _communicate(binary, command, environment, msgspec.json.encode(conf), deadline)
-    stderr = said.decode("utf-8", "replace").strip()[-_MAX_SHOWN:]
-    if status == 0 and not output.strip():
-        return {}
+    stderr = _shown(said)
     try:
-        document = msgspec.json.decode(output)
+        document = msgspec.json.decode(output) if output.strip() else {}
     except (msgspec.DecodeError, RecursionError):
         document = None
     if status == 0 and isinstance(document, dict):
+        if stderr:
+            _log(f"CNI plugin {plugin} said at {command} of {container_id or conf.get('name')}: {stderr}")
         return document
     if isinstance(document, dict) and "code" in document:
         try:
@@ -112,6 +112,18 @@ def run(
         f"CNI plugin {plugin} {how} at {command} and printed {shown!r}, which is no CNI document"
         + (f"; stderr: {stderr}" if stderr else "")
     )
+
+
+def _shown(stderr: bytes | bytearray) -> str:
+    """The end of what a plugin said, which is where programs say why they end."""
+    return stderr.decode("utf-8", "replace").strip()[-_MAX_SHOWN:]
+
+
+def _log(text: str) -> None:
+    # Imported when there is something to say: a command's start does not pay for it.
+    import logging
+
+    logging.getLogger("sampan.network").info(text)
 
 
 def _signal_name(number: int) -> str:
@@ -137,16 +149,17 @@ def _communicate(
         )
     except OSError as error:
         raise StageFailed(f"run CNI plugin {os.path.basename(binary)}", error, path=binary) from error
+    output, said = bytearray(), bytearray()
     try:
-        output, said = _pump(process, document, time.monotonic() + deadline)
-        return process.wait(), output, said
-    except TimedOut:
-        name = os.path.basename(binary)
-        raise TimedOut(f"CNI plugin {name} did not end its {command} within {deadline:g} s and was killed") from None
-    except OverflowError:
-        raise Corrupt(
-            f"CNI plugin {os.path.basename(binary)} printed more than {_MAX_OUTPUT} bytes at {command}"
-        ) from None
+        _pump(process, document, time.monotonic() + deadline, output, said)
+        return process.wait(), bytes(output), bytes(said)
+    except (TimedOut, OverflowError) as error:
+        plugin, shown = os.path.basename(binary), _shown(said)
+        stderr = f"; stderr: {shown}" if shown else ""
+        if isinstance(error, TimedOut):
+            how = f"did not end its {command} within {deadline:g} s and was killed"
+            raise TimedOut(f"CNI plugin {plugin} {how}{stderr}") from None
+        raise Corrupt(f"CNI plugin {plugin} printed more than {_MAX_OUTPUT} bytes at {command}{stderr}") from None
     finally:
         if process.returncode is None:
             try:
@@ -159,12 +172,14 @@ def _communicate(
                 stream.close()
 
 
-def _pump(process: "subprocess.Popen[bytes]", document: bytes, until: float) -> tuple[bytes, bytes]:
+def _pump(
+    process: "subprocess.Popen[bytes]", document: bytes, until: float, output: bytearray, said: bytearray
+) -> None:
     """Write the document, read both outputs, until the process has ended: not until every heir of its pipes has."""
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None  # noqa: PT018
     pidfd = pidfd_open(process.pid)
     left = memoryview(document)
-    outputs = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    outputs = {process.stdout.fileno(): output, process.stderr.fileno(): said}
     try:
         with selectors.DefaultSelector() as selector:
             for fd in (process.stdin.fileno(), *outputs):
@@ -191,7 +206,6 @@ def _pump(process: "subprocess.Popen[bytes]", document: bytes, until: float) -> 
             for fd, into in outputs.items():
                 while _read(fd, into):
                     pass
-        return bytes(outputs[process.stdout.fileno()]), bytes(outputs[process.stderr.fileno()])
     finally:
         os.close(pidfd)
 

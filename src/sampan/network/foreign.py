@@ -1,21 +1,26 @@
-"""What external plugins are asked of a whole network: STATUS and GC of CNI 1.1."""
+"""What external plugins are asked of a whole network: VERSION, and STATUS and GC of CNI 1.1."""
 
 import os
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+
 from sampan.errors import SampanError
 from sampan.network import execution, plugins
 from sampan.network.attach import plugin_conf
-from sampan.network.config import NetworkList, Networks, external
+from sampan.network.call import decode
+from sampan.network.config import Networks
+from sampan.network.conflist import NetworkList, external
+from sampan.spec import cni
 
 #: Where containerd, CRI-O and Podman keep libcni's results of what they attached.
 RESULTS_OF_OTHERS = "/var/lib/cni/results"
-#: The kubelet asks for the status every few seconds, and waits.
+#: The kubelet asks for the status every few seconds, and waits; so does a person who looks at a network.
 _STATUS_SECONDS = 10.0
 
 
-def _calls(network: NetworkList) -> Iterator[tuple[str, dict[str, Any]]]:
+def calls(network: NetworkList) -> Iterator[tuple[str, dict[str, Any]]]:
     """The external plugins of a network, and the external IPAM plugins of built-in ones, with their configuration."""
     for plugin in network.plugins:
         ipam = plugin.get("ipam") or {}
@@ -29,6 +34,36 @@ def _calls(network: NetworkList) -> Iterator[tuple[str, dict[str, Any]]]:
             yield kind, plugin_conf(network, plugin, {}, None)
 
 
+class Program(msgspec.Struct, frozen=True):
+    """An external plugin of a network."""
+
+    type: str
+    path: str = ""
+    #: Versions of CNI that it says to speak.
+    versions: tuple[str, ...] = ()
+    #: Why the network can't work with it; empty when it can.
+    fault: str = ""
+
+
+def programs(networks: Networks, network: NetworkList) -> tuple[Program, ...]:
+    """The external plugins of a network, each asked for its VERSION; never raises."""
+    return tuple(_ask_version(networks, kind, network.version) for kind, _conf in calls(network))
+
+
+def _ask_version(networks: Networks, kind: str, wanted: str) -> Program:
+    path = ""
+    try:
+        path = execution.find(kind, networks.bin_dirs)
+        answer = execution.run(
+            path, "VERSION", {"cniVersion": wanted}, bin_dirs=networks.bin_dirs, deadline=_STATUS_SECONDS
+        )
+        versions = tuple(decode(answer, cni.VersionInfo, at="answer to VERSION").supported_versions)
+    except SampanError as error:
+        return Program(kind, path, fault=str(error))
+    fault = "" if wanted in versions else f"it does not speak CNI {wanted}, which the configuration asks for"
+    return Program(kind, path, versions, fault)
+
+
 def status(networks: Networks, network: NetworkList) -> None:
     """Ask each external plugin of a network of CNI 1.1 whether it can serve.
 
@@ -37,9 +72,8 @@ def status(networks: Networks, network: NetworkList) -> None:
     """
     if network.version != "1.1.0":
         return
-    for kind, conf in _calls(network):
-        binary = execution.find(kind, networks.bin_dirs)
-        execution.run(binary, "STATUS", conf, bin_dirs=networks.bin_dirs, deadline=_STATUS_SECONDS)
+    for kind, conf in calls(network):
+        networks.call(kind, "STATUS", conf, deadline=_STATUS_SECONDS)
 
 
 def collect(networks: Networks, network: NetworkList) -> list[str]:
@@ -50,8 +84,8 @@ def collect(networks: Networks, network: NetworkList) -> list[str]:
     """
     if network.version != "1.1.0" or network.disable_gc:
         return []
-    calls = list(_calls(network))
-    if not calls or _shared(network.name):
+    asked = list(calls(network))
+    if not asked or _shared(network.name):
         return []
     valid = [
         {"containerID": owner.container, "ifname": owner.ifname}
@@ -59,11 +93,11 @@ def collect(networks: Networks, network: NetworkList) -> list[str]:
         if owner.network == network.name
     ]
     errors = []
-    for kind, conf in calls:
+    for kind, conf in asked:
         # The second name is what libcni's first versions called it.
         conf |= {"cni.dev/valid-attachments": valid, "cni.dev/attachments": valid}
         try:
-            execution.run(execution.find(kind, networks.bin_dirs), "GC", conf, bin_dirs=networks.bin_dirs)
+            networks.call(kind, "GC", conf)
         except SampanError as error:
             errors.append(f"network {network.name}: {error}")
     return errors

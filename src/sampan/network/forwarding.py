@@ -13,7 +13,7 @@ import subprocess
 from ipaddress import ip_address
 
 from sampan.errors import StageFailed, TimedOut, Unsupported, WrongState
-from sampan.network import nft
+from sampan.network import firewalld, nft
 from sampan.network.call import Call
 from sampan.network.state import Owner, State
 
@@ -50,8 +50,9 @@ def obstacles() -> list[tuple[str, str]]:
         if chain.family in (2, 10) and (chain.table, chain.name) == ("filter", "FORWARD"):
             continue
         if chain.table == "firewalld":
-            mend = "firewall-cmd --permanent --zone=trusted --add-interface=BRIDGE, then firewall-cmd --reload"
-            found.append(("firewalld rejects what is forwarded between its zones", mend))
+            if not firewalld.answers():
+                mend = "firewall-cmd --permanent --zone=trusted --add-interface=BRIDGE, then firewall-cmd --reload"
+                found.append(("firewalld rejects what is forwarded between its zones, and can't be asked", mend))
         elif chain.drops:
             family = {1: "inet", 2: "ip", 10: "ip6"}.get(chain.family, str(chain.family))
             where = f"{family} {chain.table} {chain.name}"

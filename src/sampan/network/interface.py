@@ -2,9 +2,10 @@
 
 import errno
 import hashlib
+import time
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 
-from sampan.errors import InvalidInput, StageFailed, WrongState
+from sampan.errors import InvalidInput, StageFailed, TimedOut, WrongState
 from sampan.network import netns
 from sampan.network.call import Call
 from sampan.network.netns import set_sysctl
@@ -20,6 +21,9 @@ MADE_BRIDGE = "bridge/"
 MADE_LINK = "link/"
 
 _TRIES = 5
+#: What the standard plugin waits for duplicate address detection, and how often is looked.
+_DETECTION_SECONDS = 10.0
+_DETECTION_STEP = 0.05
 #: On an interface with a smaller one the kernel has no IPv6, which then can't be told to keep silent.
 _MIN_MTU_OF_IPV6 = 1280
 
@@ -48,7 +52,7 @@ def ask_addresses(call: Call) -> Result:
 
 
 def return_addresses(call: Call) -> None:
-    """Give the addresses back, if the configuration has an IPAM."""
+    """Give the addresses back, if the configuration has an IPAM; the last step, for nobody may still use them."""
     if ipam_type(call) and call.session.delegate is not None:
         call.session.delegate("DEL", call, ipam_type(call))
 
@@ -185,7 +189,9 @@ def make_above(call: Call, kind: str, data: bytes, lower: Link, mtu: int, mac: s
     return session.inside.link(call.ifname)
 
 
-def configure(call: Call, result: Result, link: Link, *, up: bool = True, announce: bool = False) -> None:
+def configure(
+    call: Call, result: Result, link: Link, *, up: bool = True, announce: bool = False, detect: bool = False
+) -> None:
     """Set the container's interface up and give it its addresses and routes, in one send.
 
     Args:
@@ -194,9 +200,11 @@ def configure(call: Call, result: Result, link: Link, *, up: bool = True, announ
         link: The interface.
         up: Whether it is set up.
         announce: Tell the neighbours (arp_notify, ndisc_notify), whose caches may have the address elsewhere.
+        detect: Have IPv6 look for a neighbour with the same address, and wait until it knows: a second or two.
 
     Raises:
         StageFailed: The kernel refused one.
+        WrongState: A neighbour has the same address.
     """
     index = link.index
     addresses = [_interface_of(config) for config in result.ips]
@@ -207,7 +215,7 @@ def configure(call: Call, result: Result, link: Link, *, up: bool = True, announ
         with netns.inside(call.session.netns):
             set_sysctl(f"net/ipv4/conf/{call.ifname}/arp_notify", "1", missing_ok=True)
             set_sysctl(f"net/ipv6/conf/{call.ifname}/ndisc_notify", "1", missing_ok=True)
-    requests = [rtnetlink.add_address(index, a.ip.packed, a.network.prefixlen) for a in addresses]
+    requests = [rtnetlink.add_address(index, a.ip.packed, a.network.prefixlen, detect=detect) for a in addresses]
     # Up after the addresses: that is when the kernel announces them, if it was told to.
     requests.append(_state(link, addresses, up=up))
     requests += [_route_request(route, result, index) for route in result.routes]
@@ -216,6 +224,23 @@ def configure(call: Call, result: Result, link: Link, *, up: bool = True, announ
     for error, name in zip(exchange.errors, what, strict=True):
         if error is not None and error.errno != errno.EEXIST:
             raise StageFailed(f"set {name} of {call.ifname} of {call.owner.container}", error) from error
+    if detect and up:
+        _await_detection(call, index)
+
+
+def _await_detection(call: Call, index: int) -> None:
+    """Wait until no address is tentative any more; RFC 4862, section 5.4."""
+    until = time.monotonic() + _DETECTION_SECONDS
+    while True:
+        present = call.session.inside.addresses(index)
+        for address in present:
+            if address.flags & rtnetlink.IFA_F_DADFAILED:
+                raise WrongState(f"address {ip_address(address.address)} is another's on the same network")
+        if not any(address.flags & rtnetlink.IFA_F_TENTATIVE for address in present):
+            return
+        if time.monotonic() > until:
+            raise TimedOut(f"the addresses of {call.ifname} are tentative after {_DETECTION_SECONDS:g} s")
+        time.sleep(_DETECTION_STEP)
 
 
 def _state(link: Link, addresses: list[IpInterface], *, up: bool) -> rtnetlink.Request:

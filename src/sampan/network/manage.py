@@ -8,11 +8,13 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 import msgspec
 
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, WrongState
-from sampan.network import config, execution, foreign, forwarding, masquerade, names, nft, plugins
+from sampan.network import config, conflist, execution, firewalld, foreign, forwarding, masquerade, names, nft, plugins
 from sampan.network.attach import detach, read_cache
 from sampan.network.call import Session
-from sampan.network.config import NetworkList, Networks
+from sampan.network.config import Networks
+from sampan.network.conflist import NetworkList
 from sampan.network.interface import MADE_BRIDGE, MADE_LINK
+from sampan.network.plugins import tuning
 from sampan.network.rtnl import Rtnl
 from sampan.network.state import Owner, State
 from sampan.wire import rtnetlink
@@ -63,7 +65,7 @@ def _check_available(networks: Networks, plugin: dict[str, object], index: int) 
     if isinstance(ipam, dict) and ipam.get("type"):
         kinds.append(str(ipam["type"]))
     for kind in kinds:
-        if config.external(plugin) or plugins.find(kind) is None:
+        if conflist.external(plugin) or plugins.find(kind) is None:
             try:
                 execution.find(kind, networks.bin_dirs)
             except NotFound as error:
@@ -129,6 +131,8 @@ def forget(state: State, owner: Owner) -> None:
             "DELETE FROM leases WHERE container = ? AND ifname = ? AND network = ?",
             (owner.container, owner.ifname, owner.network),
         )
+        state.drop_fact(database, tuning.fact(owner))
+    firewalld.shut(state, owner)
     forwarding.shut(state, owner)
 
 
@@ -178,7 +182,9 @@ def tidy(networks: Networks) -> bool:
         ports = {link.master for link in session.host.links()}
         for fact in state.facts(MADE_BRIDGE):
             link = session.host.find_link(fact.removeprefix(MADE_BRIDGE))
-            if link is not None and link.kind == "bridge" and link.index not in ports:
+            if link is not None and link.kind == "bridge":
+                if link.index in ports:
+                    continue  # somebody else's, or of a namespace whose end is under way: the next time, then
                 session.host.do(f"delete bridge {link.name}", rtnetlink.delete_link(link.index))
             state.drop_fact(database, fact)
         forwarding.tidy()
@@ -234,7 +240,7 @@ def create(
         internal=internal,
         mtu=mtu,
     )
-    config.parse(document)
+    conflist.parse(document)
     os.makedirs(networks.conf_dir, mode=0o755, exist_ok=True)
     # Behind what an administrator or a cluster's installer put there: a new network does not become the default one.
     if not any(entry.endswith(config.SUFFIXES) for entry in os.listdir(networks.conf_dir)):

@@ -49,8 +49,9 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WI
 PRAGMA user_version = 2;
 """
 _BUSY_SECONDS = 60
-#: Where a machine's own daemon and commands keep their state.
-USUAL = ("/run/sampan/network", "/var/lib/sampan/network")
+#: Where a machine's own daemon and commands keep their state, and ``sampan-cni`` for other runtimes: one record of what
+#: stands in the one table, or each would take the other's rules for strays.
+USUAL = "/var/lib/sampan/network"
 
 
 class Owner:
@@ -72,7 +73,7 @@ class State:
     """The state directory; see the module.
 
     Two states on one machine (a second daemon's, a test's) have nothing in common in the kernel either: the table, and
-    the built-in network's bridge, are named after the directory unless it is a usual one.
+    the built-in network's bridge, are named after the directory unless it is the usual one.
 
     Args:
         root: The directory; made if it is not there.
@@ -82,7 +83,7 @@ class State:
         self.root = root
         where = os.path.realpath(root)
         #: Empty, or what sets this state's names in the kernel apart.
-        self.tag = "" if where in USUAL else hashlib.sha256(where.encode()).hexdigest()[:8]
+        self.tag = "" if where == USUAL else hashlib.sha256(where.encode()).hexdigest()[:8]
         #: Name of our nftables tables.
         self.table = f"sampan_{self.tag}" if self.tag else "sampan"
         self.results = os.path.join(root, "results")

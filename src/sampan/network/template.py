@@ -67,7 +67,8 @@ def render_file(template: str, conf_dir: str, subnets: list[str]) -> str:
     Returns:
         The path written, or the empty string.
     """
-    from sampan.network.config import SUFFIXES, parse
+    from sampan.network.config import SUFFIXES
+    from sampan.network.conflist import parse
 
     target = os.path.join(conf_dir, "10-sampan-net.conflist")
     os.makedirs(conf_dir, mode=0o755, exist_ok=True)

@@ -89,6 +89,8 @@ IFA_LOCAL = 2
 IFA_BROADCAST = 4
 IFA_FLAGS = 8
 IFA_F_NODAD = 0x02
+IFA_F_DADFAILED = 0x08
+IFA_F_TENTATIVE = 0x40
 
 RTA_DST = 1
 RTA_OIF = 4
@@ -124,7 +126,20 @@ _ROUTE = struct.Struct("=BBBBBBBBI")
 class Link:
     """A network interface as the kernel describes it."""
 
-    __slots__ = ("alias", "flags", "index", "info", "kind", "lower", "mac", "master", "mtu", "name", "peer_netns")
+    __slots__ = (
+        "alias",
+        "flags",
+        "index",
+        "info",
+        "kind",
+        "lower",
+        "mac",
+        "master",
+        "mtu",
+        "name",
+        "peer_netns",
+        "txqlen",
+    )
 
     def __init__(self, index: int, flags: int, fields: dict[int, bytes]) -> None:
         info = attributes(fields.get(IFLA_LINKINFO, b""))
@@ -133,6 +148,7 @@ class Link:
         self.name = string(fields.get(IFLA_IFNAME))
         self.mac = fields.get(IFLA_ADDRESS, b"")
         self.mtu = number(fields.get(IFLA_MTU))
+        self.txqlen = number(fields.get(IFLA_TXQLEN))
         self.master = number(fields.get(IFLA_MASTER))
         #: Index of the device this one stands on, or of a veth's other end; in ``peer_netns`` when that is not -1.
         self.lower = number(fields.get(IFLA_LINK))
@@ -151,10 +167,12 @@ class Link:
 class Address:
     """An address on an interface."""
 
-    __slots__ = ("address", "family", "index", "prefix", "scope")
+    __slots__ = ("address", "family", "flags", "index", "prefix", "scope")
 
-    def __init__(self, family: int, prefix: int, scope: int, index: int, address: bytes) -> None:
+    def __init__(self, family: int, prefix: int, flags: int, scope: int, index: int, address: bytes) -> None:
         self.family = family
+        #: ``IFA_F_*``.
+        self.flags = flags
         self.prefix = prefix
         self.scope = scope
         self.index = index
@@ -362,13 +380,15 @@ def _family(address: bytes) -> int:
     return AF_INET if len(address) == 4 else AF_INET6
 
 
-def add_address(index: int, address: bytes, prefix: int, *, broadcast: bool = True, exclusive: bool = True) -> Request:
-    """Put an address on a link. IPv6 skips duplicate detection: who asks has leased the address."""
+def add_address(
+    index: int, address: bytes, prefix: int, *, broadcast: bool = True, exclusive: bool = True, detect: bool = False
+) -> Request:
+    """Put an address on a link. Unless told to ``detect``, IPv6 looks for no duplicate: who asks has leased it."""
     family = _family(address)
     body = _ADDRESS.pack(family, prefix, 0, 0, index)
     body += attribute(IFA_LOCAL, address) + attribute(IFA_ADDRESS, address)
     if family == AF_INET6:
-        body += u32(IFA_FLAGS, IFA_F_NODAD)
+        body += b"" if detect else u32(IFA_FLAGS, IFA_F_NODAD)
     elif broadcast and prefix < 31:
         host = (1 << (32 - prefix)) - 1
         body += attribute(IFA_BROADCAST, (int.from_bytes(address, "big") | host).to_bytes(4, "big"))
@@ -387,9 +407,10 @@ def get_addresses(family: int = AF_UNSPEC, index: int = 0) -> Request:
 
 def parse_address(body: bytes) -> Address:
     """Read an RTM_NEWADDR."""
-    family, prefix, _flags, scope, index = _unpack(_ADDRESS, body)
+    family, prefix, flags, scope, index = _unpack(_ADDRESS, body)
     fields = attributes(body, _ADDRESS.size)
-    return Address(family, prefix, scope, index, fields.get(IFA_LOCAL) or fields.get(IFA_ADDRESS, b""))
+    flags |= number(fields.get(IFA_FLAGS))
+    return Address(family, prefix, flags, scope, index, fields.get(IFA_LOCAL) or fields.get(IFA_ADDRESS, b""))
 
 
 def add_route(

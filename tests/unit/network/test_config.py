@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,69 @@ def test_bad_documents(nets: network.Networks, conf: Path, document: Any, messag
 def test_the_newest_version_of_several_is_used(nets: network.Networks, conf: Path) -> None:
     write(conf, "10.conflist", {**ONE, "cniVersion": "0.4.0", "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "2.0.0"]})
     assert nets.get("").version == "1.0.0"
+
+
+def test_plugins_in_files_of_their_own(nets: network.Networks, conf: Path) -> None:
+    """Beside the conflist, in a directory of the network's name; they come behind those of the list."""
+    write(conf, "10.conflist", ONE)
+    (conf / "one").mkdir()
+    write(conf / "one", "20-b.conf", {"type": "b"})
+    write(conf / "one", "10-a.conf", {"type": "a"})
+    write(conf / "one", "30-c.json", {"type": "c"})
+    assert [plugin["type"] for plugin in nets.get("one").plugins] == ["external-thing", "a", "b"]
+    write(conf / "one", "20-b.conf", {"type": "another"})
+    assert [plugin["type"] for plugin in nets.get("one").plugins] == ["external-thing", "a", "another"]
+    write(conf, "10.conflist", {"cniVersion": "1.0.0", "name": "one"})
+    assert [plugin["type"] for plugin in nets.get("one").plugins] == ["a", "another"]
+    write(conf, "10.conflist", {**ONE, "loadOnlyInlinedPlugins": True})
+    assert [plugin["type"] for plugin in nets.get("one").plugins] == ["external-thing"]
+    write(conf, "10.conflist", {"cniVersion": "1.0.0", "name": "one", "loadOnlyInlinedPlugins": "TRUE"})
+    with pytest.raises(InvalidInput, match=r"10.conflist: plugins: a conflist has a list"):
+        nets.default()
+
+
+def test_a_bad_plugin_in_a_file_of_its_own(nets: network.Networks, conf: Path) -> None:
+    write(conf, "10.conflist", ONE)
+    (conf / "one").mkdir()
+    for document, message in (
+        ("{", "not JSON"),
+        ({"type": "bridge", "mtu": "big"}, "mtu: Expected `int`"),
+        ({}, "missing required field `type`"),
+        ([], "Expected `object`"),
+    ):
+        write(conf / "one", "a.conf", document)
+        with pytest.raises(InvalidInput, match=message) as failure:
+            nets.default()
+        assert failure.value.message.startswith(f"{conf}/one/a.conf: ")
+
+
+@pytest.mark.parametrize("key", ["disableCheck", "disableGC", "loadOnlyInlinedPlugins"])
+def test_flags_are_booleans_or_words(nets: network.Networks, conf: Path, key: str) -> None:
+    for value in (True, False, "true", "False"):
+        write(conf, "10.conflist", {**ONE, key: value})
+        nets.default()
+    write(conf, "10.conflist", {**ONE, key: "often"})
+    with pytest.raises(InvalidInput, match=rf"10.conflist: {key}: 'often' is neither true nor false"):
+        nets.default()
+
+
+def test_files_that_come_and_go_hide_no_other(nets: network.Networks, conf: Path) -> None:
+    write(conf, "10.conflist", ONE)
+    (conf / "05-nowhere.conflist").symlink_to("/nonexistent")
+    ended = threading.Event()
+
+    def churn() -> None:
+        while not ended.is_set():
+            write(conf, "20-other.conflist", {**ONE, "name": "other"})
+            (conf / "20-other.conflist").unlink()
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        assert all(nets.get("one").name == "one" for _ in range(300))
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_create_and_remove(tmp_path: Path) -> None:

@@ -67,8 +67,6 @@ class Conf(msgspec.Struct, kw_only=True):
         self.ports  # noqa: B018 - an error before anything is done
         if self.hairpin_mode and self.promisc_mode:
             raise ValueError("hairpinMode: cannot be set together with promiscMode")
-        if self.enabledad:
-            raise ValueError('enabledad: leases make it needless, and it is not built in; add "sampan": "external"')
         self.is_gateway = self.is_gateway or self.is_default_gateway
 
     @property
@@ -101,7 +99,7 @@ def add(call: Call) -> Result:
     for config in result.ips:
         config.interface = 2
     inside = session.inside.link(call.ifname)
-    interface.configure(call, result, inside, up=not conf.disable_container_interface)
+    interface.configure(call, result, inside, up=not conf.disable_container_interface, detect=conf.enabledad)
     if conf.ip_masq and addresses:
         masquerade(call, addresses)
     return interface.with_dns(result, conf.dns)
@@ -215,9 +213,9 @@ def _join(call: Call, conf: Conf, bridge: Link, mac: bytes) -> Link:
 
 def delete(call: Call) -> None:
     """Leave the bridge; the bridge stays."""
-    interface.return_addresses(call)
-    call.drop_rules()
     interface.remove_inside(call, interface.host_name(call))
+    call.drop_rules()
+    interface.return_addresses(call)
 
 
 def check(call: Call) -> None:

@@ -1,16 +1,16 @@
 """``firewall``: letting the container's packets through, and which networks' containers may reach each other.
 
-Our table accepts what is forwarded. Where an iptables FORWARD chain drops by default, rules are added to it as the
-standard plugin adds them (:mod:`sampan.network.forwarding`). With ``ingressPolicy: same-bridge`` the bridges of such
-networks are cut off from each other.
+Our table accepts what is forwarded. Where firewalld runs it is asked to do so too (:mod:`sampan.network.firewalld`),
+and where an iptables FORWARD chain drops by default, rules are added to it (:mod:`sampan.network.forwarding`), both as
+by the standard plugin. With ``ingressPolicy: same-bridge`` the bridges of such networks are cut off from each other.
 """
 
 from typing import Literal
 
 import msgspec
 
-from sampan.errors import WrongState
-from sampan.network import forwarding, interface
+from sampan.errors import Unavailable, WrongState
+from sampan.network import firewalld, forwarding, interface
 from sampan.network.call import Call
 from sampan.spec.cni import Result
 from sampan.wire.nfnetlink import Element, concatenation
@@ -20,14 +20,10 @@ class Conf(msgspec.Struct, kw_only=True):
     """The plugin's configuration."""
 
     type: str = "firewall"
-    backend: str = ""
+    backend: Literal["", "nftables", "iptables", "firewalld"] = ""
     ingress_policy: Literal["", "open", "same-bridge"] = msgspec.field(name="ingressPolicy", default="")
     iptables_admin_chain_name: str = msgspec.field(name="iptablesAdminChainName", default="")
     firewalld_zone: str = msgspec.field(name="firewalldZone", default="")
-
-    def __post_init__(self) -> None:
-        if self.backend not in ("", "nftables", "iptables"):
-            raise ValueError(f'backend: {self.backend!r} needs the external plugin: add "sampan": "external"')
 
 
 def add(call: Call) -> Result:
@@ -37,10 +33,21 @@ def add(call: Call) -> Result:
     if conf.ingress_policy == "same-bridge":
         call.shared_rules([element for name in _routed(call, previous) for element in _elements(name)])
     if conf.backend != "nftables":
-        addresses = [str(interface.address_of(config).ip) for config in previous.ips]
-        admin = conf.iptables_admin_chain_name or forwarding.ADMIN
-        forwarding.let_through(call, addresses, admin, always=conf.backend == "iptables")
+        _let_through(call, conf, [str(interface.address_of(config).ip) for config in previous.ips])
     return previous
+
+
+def _let_through(call: Call, conf: Conf, addresses: list[str]) -> None:
+    if conf.backend == "firewalld" or (not conf.backend and firewalld.stands()):
+        try:
+            firewalld.let_through(call, addresses, conf.firewalld_zone or firewalld.ZONE)
+        except Unavailable:
+            if conf.backend:
+                raise
+        else:
+            return
+    admin = conf.iptables_admin_chain_name or forwarding.ADMIN
+    forwarding.let_through(call, addresses, admin, always=conf.backend == "iptables")
 
 
 def _routed(call: Call, previous: Result) -> list[str]:
@@ -59,12 +66,14 @@ def _elements(bridge: str) -> list[Element]:
 
 
 def delete(call: Call) -> None:
-    """Take the container's rules from FORWARD; the bridge keeps its policy."""
+    """Take the container's rules back; the bridge keeps its policy."""
+    firewalld.shut(call.session.state, call.owner)
     forwarding.shut(call.session.state, call.owner)
 
 
 def check(call: Call) -> None:
     """See that the bridge is cut off, and the container let through."""
+    firewalld.check(call)
     forwarding.check(call)
     if call.decode(Conf).ingress_policy == "same-bridge":
         wanted = _elements(_routed(call, call.previous)[0])[0].key

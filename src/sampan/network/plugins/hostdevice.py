@@ -14,8 +14,12 @@ from sampan.wire import rtnetlink
 from sampan.wire.rtnetlink import Link
 
 
+class _Runtime(msgspec.Struct):
+    device_id: str = msgspec.field(name="deviceID", default="")
+
+
 class Conf(msgspec.Struct, kw_only=True):
-    """The plugin's configuration: one of the four names the device."""
+    """The plugin's configuration: one of the four names the device, or the capability ``deviceID`` does."""
 
     type: str = "host-device"
     device: str = ""
@@ -24,9 +28,13 @@ class Conf(msgspec.Struct, kw_only=True):
     pci_bus_id: str = msgspec.field(name="pciBusID", default="")
     ipam: dict[str, Any] = {}
     dns: Dns = msgspec.field(default_factory=Dns)
+    capabilities: dict[str, bool] = {}
+    runtime_config: _Runtime = msgspec.field(name="runtimeConfig", default_factory=_Runtime)
 
     def __post_init__(self) -> None:
-        if sum(map(bool, (self.device, self.hwaddr, self.kernelpath, self.pci_bus_id))) != 1:
+        self.pci_bus_id = self.runtime_config.device_id or self.pci_bus_id
+        given = sum(map(bool, (self.device, self.hwaddr, self.kernelpath, self.pci_bus_id)))
+        if given > 1 or (not given and not self.capabilities.get("deviceID")):
             raise ValueError("device: one of device, hwaddr, kernelpath and pciBusID must be given")
 
 
@@ -62,23 +70,37 @@ def _find(call: Call, conf: Conf) -> Link:
             raise InvalidInput(f"no device has the hardware address {conf.hwaddr}", field="hwaddr")
         return found[0]
     if not name:
-        folder = conf.kernelpath or f"/sys/bus/pci/devices/{os.path.basename(conf.pci_bus_id)}"
-        try:
-            name = min(os.listdir(os.path.join(folder, "net")))
-        except (OSError, ValueError):
-            raise InvalidInput(f"no network device is at {folder}", field="device") from None
+        if not conf.kernelpath and not conf.pci_bus_id:
+            raise InvalidInput("the runtime gave none", field="runtimeConfig.deviceID")
+        return _find_by_path(call, conf.kernelpath or f"/sys/bus/pci/devices/{os.path.basename(conf.pci_bus_id)}")
     link = host.find_link(name)
     if link is None:
         raise InvalidInput(f"the machine has no device {name}", field="device")
     return link
 
 
+def _find_by_path(call: Call, folder: str) -> Link:
+    """The first network device that the kernel has under a device of it."""
+    try:
+        names = sorted(os.listdir(os.path.join(folder, "net")))
+    except OSError:
+        names = []
+    for name in names:
+        link = call.session.host.find_link(name)
+        if link is not None:
+            return link
+    raise InvalidInput(f"no network device is at {folder}", field="device")
+
+
 def delete(call: Call) -> None:
     """Give the device back under its own name, also when the namespace is about to end: else it would be lost."""
+    if not call.session.netns_gone:
+        _give_back(call)
     interface.return_addresses(call)
+
+
+def _give_back(call: Call) -> None:
     session = call.session
-    if session.netns_gone:
-        return
     link = session.inside.find_link(call.ifname)
     if link is None or not link.alias:
         return

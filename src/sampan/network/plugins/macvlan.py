@@ -11,6 +11,7 @@ from sampan.spec.cni import Dns, Interface, Result
 from sampan.wire.netlink import u32
 
 _MODE = 1
+_BROADCAST_QUEUE = 7
 _MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 
 
@@ -27,10 +28,15 @@ class Conf(msgspec.Struct, kw_only=True):
     mode: Literal["bridge", "private", "vepa", "passthru"] = "bridge"
     mtu: int = 0
     mac: str = ""
+    broadcast_queue: int = msgspec.field(name="bcqueuelen", default=0)
     link_in_container: bool = msgspec.field(name="linkInContainer", default=False)
     ipam: dict[str, Any] = {}
     dns: Dns = msgspec.field(default_factory=Dns)
     runtime_config: _Runtime = msgspec.field(name="runtimeConfig", default_factory=_Runtime)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.broadcast_queue < 1 << 32:
+            raise ValueError(f"bcqueuelen: {self.broadcast_queue} is no length of a queue")
 
 
 def add(call: Call) -> Result:
@@ -41,6 +47,8 @@ def add(call: Call) -> Result:
         raise InvalidInput(f"{conf.mtu} is more than the {lower.mtu} of {lower.name}", field="mtu")
     wanted = conf.runtime_config.mac or conf.mac or call.args.get("MAC", "")
     data = u32(_MODE, _MODES[conf.mode])
+    if conf.broadcast_queue:
+        data += u32(_BROADCAST_QUEUE, conf.broadcast_queue)
     link = interface.make_above(call, "macvlan", data, lower, conf.mtu, wanted, inside=conf.link_in_container)
     result = interface.ask_addresses(call) if interface.ipam_type(call) else Result()
     entry = Interface(name=call.ifname, mac=interface.mac_text(link.mac), sandbox=call.session.netns_path)
@@ -53,8 +61,8 @@ def add(call: Call) -> Result:
 
 def delete(call: Call) -> None:
     """Take the interface away."""
-    interface.return_addresses(call)
     interface.remove_inside(call)
+    interface.return_addresses(call)
 
 
 def check(call: Call) -> None:

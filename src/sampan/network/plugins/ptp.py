@@ -84,9 +84,9 @@ def _container_side(index: int, result: Result, addresses: list[IpInterface]) ->
 
 def delete(call: Call) -> None:
     """Take the pair and the rules away."""
-    interface.return_addresses(call)
-    call.drop_rules()
     interface.remove_inside(call, interface.host_name(call))
+    call.drop_rules()
+    interface.return_addresses(call)
 
 
 def check(call: Call) -> None:

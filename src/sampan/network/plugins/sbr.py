@@ -16,9 +16,15 @@ _LAST_TABLE = 1000
 
 
 class Conf(msgspec.Struct):
-    """Nothing to configure."""
+    """The plugin's configuration."""
 
     type: str = "sbr"
+    #: The administrator's own table: rules lead to it, and the routes stay where they are.
+    table: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.table is not None and not 0 < self.table < 1 << 32:
+            raise ValueError(f"table: {self.table} is no number of a routing table")
 
 
 def add(call: Call) -> Result:
@@ -27,6 +33,11 @@ def add(call: Call) -> Result:
     inside = call.session.inside
     link = inside.link(call.ifname)
     mine = _own(call, previous)
+    own = call.decode(Conf).table
+    if own is not None:
+        rules = [rtnetlink.add_rule(address.ip.packed, own) for address, _config in mine]
+        inside.do(f"route {call.ifname} by table {own}", *rules, tolerate=(errno.EEXIST,))
+        return previous
     used = {route.table for route in inside.routes(rtnetlink.AF_UNSPEC)} | set(_rules(call).values())
     table = next(number for number in range(_FIRST_TABLE, _LAST_TABLE) if number not in used)
     requests = [rtnetlink.add_rule(address.ip.packed, table) for address, _config in mine]

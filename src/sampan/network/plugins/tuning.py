@@ -1,4 +1,7 @@
-"""``tuning``: sysctls of the container's network, and attributes of its interface."""
+"""``tuning``: sysctls of the container's network, and attributes of its interface.
+
+What the interface was like before is remembered: a device of the machine returns as it came.
+"""
 
 import os
 import re
@@ -7,13 +10,28 @@ import msgspec
 
 from sampan.errors import Denied, InvalidInput, WrongState
 from sampan.network import interface, netns
-from sampan.network.call import Call
+from sampan.network.call import Call, decode
 from sampan.network.netns import get_sysctl, set_sysctl
+from sampan.network.state import Owner
 from sampan.spec.cni import Result
 from sampan.wire import rtnetlink
+from sampan.wire.rtnetlink import Link
 
 #: Regular expressions, one a line, of the sysctls that may be set; no file, no limit.
 ALLOWED = "/etc/cni/tuning/allowlist.conf"
+
+
+_FACT = "tuned/"
+_FLAGS = rtnetlink.IFF_PROMISC | rtnetlink.IFF_ALLMULTI
+
+
+class _Before(msgspec.Struct):
+    """What an interface was like."""
+
+    mac: str
+    mtu: int
+    txqlen: int
+    flags: int
 
 
 class _Runtime(msgspec.Struct):
@@ -107,6 +125,7 @@ def add(call: Call) -> Result:
     if mask:
         requests.append(rtnetlink.set_link_flags(link.index, flags, mask))
     if requests:
+        _remember(call, link)
         inside.do(f"tune {call.ifname} of {call.owner.container}", *requests)
     if mac:
         for entry in previous.interfaces:
@@ -115,8 +134,37 @@ def add(call: Call) -> Result:
     return previous
 
 
+def fact(owner: Owner) -> str:
+    """Name of the fact that says what an owner's interface was like."""
+    return f"{_FACT}{owner.network}/{owner.container}/{owner.ifname}"
+
+
+def _remember(call: Call, link: Link) -> None:
+    state, name = call.session.state, fact(call.owner)
+    if not state.fact(name):
+        before = _Before(interface.mac_text(link.mac), link.mtu, link.txqlen, link.flags & _FLAGS)
+        state.set_fact(name, msgspec.json.encode(before).decode())
+
+
 def delete(call: Call) -> None:
-    """Nothing outlives the interface; one that returns to the machine is reset by the machine."""
+    """Make the interface as it was; sysctls end with the namespace."""
+    session = call.session
+    state, name = session.state, fact(call.owner)
+    known = state.fact(name)
+    if not known:
+        return
+    link = None if session.netns_gone else session.inside.find_link(call.ifname)
+    # Of what is in a namespace that ends only host-device's, which has its name on the machine for an alias, lives on.
+    if link is not None and (link.alias or not session.netns_ends):
+        before = decode(msgspec.json.decode(known), _Before)
+        mac = interface.parse_mac(before.mac) if before.mac else b""
+        session.inside.do(
+            f"make {call.ifname} of {call.owner.container} as it was",
+            rtnetlink.set_link(link.index, mac=mac, mtu=before.mtu, txqlen=before.txqlen),
+            rtnetlink.set_link_flags(link.index, before.flags, _FLAGS),
+        )
+    with state.transaction() as database:
+        state.drop_fact(database, name)
 
 
 def check(call: Call) -> None:

@@ -48,8 +48,8 @@ def add(call: Call) -> Result:
 
 def delete(call: Call) -> None:
     """Take the interface away."""
-    interface.return_addresses(call)
     interface.remove_inside(call)
+    interface.return_addresses(call)
 
 
 def check(call: Call) -> None:
