@@ -16,6 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 from cri_daemon import LAUNCH, Daemon, private_daemon
+from cri_servers import SLOWNESS
 
 from sampan.cri import api_pb2 as pb
 
@@ -92,6 +93,21 @@ def test_its_zygote_ends_with_it(daemon: Daemon) -> None:
         poll.register(pidfd, select.POLLIN)
         assert poll.poll(5000), "the zygote outlived its daemon"
         os.close(pidfd)
+
+
+def test_an_idle_daemon_is_small(daemon: Daemon) -> None:
+    daemon.start()
+    assert daemon.process is not None
+    processes = [daemon.process.pid, *daemon.children()]
+    deadline = time.monotonic() + 20 * SLOWNESS
+    while (size := sum(map(share_of_memory, processes))) > 42_000_000:
+        assert time.monotonic() < deadline, size
+        time.sleep(0.2)
+
+
+def share_of_memory(pid: int) -> int:
+    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
 
 
 def test_sighup_reloads_the_log_level_and_survives_a_fault(daemon: Daemon) -> None:

@@ -30,6 +30,8 @@ _LOG = logging.getLogger("sampan.daemon")
 
 #: Seconds for calls under way when the daemon is told to end; a kubelet repeats what is cut off.
 _GRACE = 5.0
+#: Seconds after the start, if nobody calls, until what only starting needed is given back.
+_SETTLED = 1.0
 #: Seconds without a call after which memory is given back, once.
 _IDLE = 10.0
 
@@ -96,6 +98,10 @@ class Daemon:
         zygote = Zygote.start()
         self._closers.append(zygote.close)
 
+        from sampan.cri import libraries
+
+        libraries.load()
+
         from sampan.cri.server import Server
         from sampan.cri.services import services
         from sampan.daemon.streams import LazyStreams
@@ -120,7 +126,6 @@ class Daemon:
         self._closers.append(lambda: server.stop(_GRACE))
         server.start()
         self._calls = lambda: server.calls
-        memory.release()
         _LOG.info("serving on %s after %.0f ms", config.socket_path, (time.monotonic() - began) * 1000)
 
     def _listen(self, server: Any) -> None:
@@ -147,15 +152,16 @@ class Daemon:
         notifier.ready("serving")
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
-        seen = released = self._calls()
+        # What starting touched is given back once the server's threads have come to rest, a second later.
+        seen, released, pause = self._calls(), -1, _SETTLED
         while True:
-            if poll.poll(min(notifier.interval or _IDLE, _IDLE) * 1000):
+            if poll.poll(min(notifier.interval or pause, pause) * 1000):
                 os.read(self._wake, 64)
             notifier.alive()
             calls = self._calls()
             if calls == seen != released:
                 memory.release()
-                released = calls
+                released, pause = calls, _IDLE
             seen = calls
             while self._signals:
                 number = self._signals.pop(0)
