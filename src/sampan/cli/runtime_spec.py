@@ -8,6 +8,7 @@ from sampan.cli.runtime import Context
 from sampan.cli.runtime_options import FLAG, VALUE, Option, Parsed
 from sampan.cli.runtime_output import indented, write_all, write_text
 from sampan.errors import AlreadyExists, StageFailed
+from sampan.spec import kernel_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,21 +26,6 @@ OPTIONS = {
 }
 
 _CAPABILITIES = ("CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE")
-_MASKED = (
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-)
-_READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
 def command_spec(_: Context, parsed: Parsed) -> int:
@@ -62,8 +48,8 @@ def example(*, rootless: bool = False) -> dict[str, Any]:
     linux: dict[str, Any] = {
         "resources": {"devices": [{"allow": False, "access": "rwm"}]},
         "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")],
-        "maskedPaths": list(_MASKED),
-        "readonlyPaths": list(_READONLY),
+        "maskedPaths": list(kernel_files.HIDDEN),
+        "readonlyPaths": list(kernel_files.READ_ONLY),
     }
     if rootless:
         # Without privileges there is no cgroup to set limits in, and no network to configure.

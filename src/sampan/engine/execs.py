@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sampan.engine.model import ContainerRecord
-from sampan.engine.security import ALL_CAPABILITIES, held_capabilities
+from sampan.engine.security import held_capabilities
 from sampan.errors import InvalidInput, SampanError, TimedOut
 from sampan.image.user import lookup_user
+from sampan.linux import capabilities
 from sampan.linux.process import pidfd_open
 from sampan.shim.cancellation import Cancellation
 
@@ -139,7 +140,7 @@ def process_for(
     if cwd:
         process["cwd"] = cwd
     if privileged:
-        names = [name for name in ALL_CAPABILITIES if name in held_capabilities()]
+        names = [name for name in capabilities.NAMES if name in held_capabilities()]
         process["capabilities"] = {"bounding": names, "effective": names, "permitted": names}
     if user:
         root = os.open(f"{bundle}/rootfs", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -9,6 +9,8 @@ from typing import Any
 
 from sampan.engine.model import Security, SecurityProfile
 from sampan.errors import InvalidInput
+from sampan.linux.capabilities import NAMES
+from sampan.spec import kernel_files
 
 DEFAULT_CAPABILITIES = (
     "CAP_CHOWN",
@@ -27,33 +29,6 @@ DEFAULT_CAPABILITIES = (
     "CAP_AUDIT_WRITE",
 )
 
-#: capabilities(7), in the order of their numbers.
-ALL_CAPABILITIES = (
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID",
-    "CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN",
-    "CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE", "CAP_SYS_PACCT", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
-)  # fmt: skip
-
-MASKED_PATHS = (
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-    "/sys/devices/virtual/powercap",
-)
-READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-
 _MAX_PROFILE = 8 << 20
 
 
@@ -61,7 +36,7 @@ def held_capabilities() -> frozenset[str]:
     """The capabilities in this process's own bounding set: none beyond them can be given to a container."""
     with open("/proc/self/status", encoding="ascii") as status:
         mask = next(int(line[7:], 16) for line in status if line.startswith("CapBnd:"))
-    return frozenset(name for number, name in enumerate(ALL_CAPABILITIES) if mask >> number & 1)
+    return frozenset(name for number, name in enumerate(NAMES) if mask >> number & 1)
 
 
 def _names(given: Iterable[str], field: str) -> set[str]:
@@ -69,10 +44,10 @@ def _names(given: Iterable[str], field: str) -> set[str]:
     for position, text in enumerate(given):
         name = text.upper()
         if name == "ALL":
-            names.update(ALL_CAPABILITIES)
+            names.update(NAMES)
             continue
         name = name if name.startswith("CAP_") else f"CAP_{name}"
-        if name not in ALL_CAPABILITIES:
+        if name not in NAMES:
             raise InvalidInput(f'unknown capability "{text}"', field=f"{field}[{position}]", hint="see capabilities(7)")
         names.add(name)
     return names
@@ -98,7 +73,7 @@ def capabilities(security: Security) -> dict[str, list[str]]:
         granted = ((base - drop) | add | ambient) & held
         if "ALL" in (name.upper() for name in security.add_capabilities):
             granted -= drop
-    ordered = [name for name in ALL_CAPABILITIES if name in granted]
+    ordered = [name for name in NAMES if name in granted]
     raised = [name for name in ordered if name in ambient]
     return {
         "bounding": ordered,
@@ -113,14 +88,14 @@ def masked_paths(security: Security) -> list[str]:
     """``linux.maskedPaths``: the request's, or the default; none for a privileged container."""
     if security.privileged:
         return []
-    return list(MASKED_PATHS if security.masked_paths is None else security.masked_paths)
+    return list(kernel_files.HIDDEN if security.masked_paths is None else security.masked_paths)
 
 
 def readonly_paths(security: Security) -> list[str]:
     """``linux.readonlyPaths``: the request's, or the default; none for a privileged container."""
     if security.privileged:
         return []
-    return list(READONLY_PATHS if security.readonly_paths is None else security.readonly_paths)
+    return list(kernel_files.READ_ONLY if security.readonly_paths is None else security.readonly_paths)
 
 
 def seccomp(security: Security, bounding: list[str]) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ import sys
 from sampan import __version__
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, TimedOut, WrongState
 from sampan.linux import process
+from sampan.runtime.state import start_time
 from sampan.shim.container import Container, Settings
 from sampan.shim.exits import write_document
 from sampan.shim.helper import ForkingHandler
@@ -143,7 +144,9 @@ class Monitor:
 
     def run(self) -> None:
         """Serve until told to shut down."""
-        write_document(f"{self._directory}/{DOCUMENT_NAME}", {"pid": os.getpid(), "start_time": _start_time()})
+        write_document(
+            f"{self._directory}/{DOCUMENT_NAME}", {"pid": os.getpid(), "start_time": start_time(os.getpid())}
+        )
         self._loop.run()
 
     @property
@@ -409,9 +412,3 @@ class Monitor:
         call.on_hangup(self._loop.stop)
         call.reply({})
         call.hang_up()
-
-
-def _start_time() -> int:
-    """When this process started, in the kernel's ticks: with the pid, its identity until the next boot."""
-    with open("/proc/self/stat", "rb") as file:
-        return int(file.read().rpartition(b")")[2].split()[19])
