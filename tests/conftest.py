@@ -27,7 +27,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="off",
         help="compare mounts, links, namespaces, cgroups, nft rules, processes and files before and after the run",
     )
+    parser.addoption("--at-once", action="store_true", help="print each failure when it happens too, not only at the end")
     parser.addoption("--big", action="store_true", help="run the tests marked big, and no others")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--at-once"):
+        config.pluginmanager.register(_AtOnce(config))
+
+
+class _AtOnce:
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.ensure_newline()
+            terminal.write_line(f"{report.nodeid}: {report.when}\n{report.longreprtext}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -79,7 +79,7 @@ def tests() -> list[str]:
 
 def pytest(arguments: list[str]) -> str:
     """A command for the guest; deadlines are stretched as the guest is slower than what they are made for."""
-    words = ["python", "-m", "pytest", "-v", "-p", "no:cacheprovider", "-o", "timeout=600", "-rfEs", "--tb=short"]
+    words = "python -m pytest -v -p no:cacheprovider -o timeout=600 -rfEs --tb=short --at-once".split()
     return shlex.join([*words, *arguments])
 
 
