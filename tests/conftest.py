@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="off",
         help="compare mounts, links, namespaces, cgroups, nft rules, processes and files before and after the run",
     )
-    parser.addoption("--at-once", action="store_true", help="print each failure when it happens too, not only at the end")
+    parser.addoption("--at-once", action="store_true", help="print each failure when it happens as well")
     parser.addoption("--big", action="store_true", help="run the tests marked big, and no others")
 
 
