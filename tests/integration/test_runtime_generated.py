@@ -45,7 +45,11 @@ options = st.lists(
 )  # fmt: skip
 HOOK = st.fixed_dictionaries(
     {"path": st.sampled_from(("/bin/true", "/bin/false", "/none"))},
-    optional={"args": st.lists(words, max_size=2), "env": st.lists(st.just("A=b"), max_size=1), "timeout": st.just(5)},
+    optional={
+        "args": st.lists(words, max_size=2),
+        "env": st.lists(st.sampled_from(("A=b", "A=", "A", "=b", "")), max_size=2),
+        "timeout": st.just(5),
+    },
 )
 
 

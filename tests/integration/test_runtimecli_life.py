@@ -8,66 +8,19 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from runtime_command import LAUNCH, Runtime, private_runtime
 
 pytestmark = pytest.mark.root
-
-LAUNCH = Path(__file__).parents[2] / "src/sampan/cli/runtime_launch.py"
-
-
-class Runtime:
-    """The command on a root of its own, with one bundle."""
-
-    def __init__(self, path: Path) -> None:
-        self.root = path / "root"
-        self.bundle = path / "bundle"
-        (self.bundle / "rootfs/bin").mkdir(parents=True)
-        shutil.copy("/bin/busybox", self.bundle / "rootfs/bin/busybox")
-        (self.bundle / "rootfs/bin/sh").symlink_to("busybox")
-        self.run("spec", "--bundle", str(self.bundle))
-        self.config: dict[str, Any] = json.loads((self.bundle / "config.json").read_text())
-        self.config["linux"]["cgroupsPath"] = f"/sampan-test-cli-{os.getpid()}/{path.name}"
-        self.configure("sleep", "1000")
-
-    def configure(self, *args: str, terminal: bool = False, shell: str = "") -> None:
-        self.config["process"]["args"] = ["/bin/sh", "-c", shell] if shell else ["/bin/busybox", *args]
-        self.config["process"]["terminal"] = terminal
-        (self.bundle / "config.json").write_text(json.dumps(self.config))
-
-    def command(self, *args: str) -> list[str]:
-        return [sys.executable, "-I", "-S", str(LAUNCH), "--root", str(self.root), *args]
-
-    def run(self, *args: str, code: int = 0, **more: Any) -> subprocess.CompletedProcess[str]:
-        more.setdefault("stdin", subprocess.DEVNULL)
-        ended = subprocess.run(
-            self.command(*args), check=False, cwd=self.bundle, capture_output=True, text=True, **more
-        )
-        assert ended.returncode == code, (args, ended)
-        return ended
-
-    def state(self, name: str) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads(self.run("state", name).stdout)
-        return document
-
-    def start(self, name: str) -> None:
-        # Not captured: the container would hold the pipes open.
-        subprocess.run(self.command("create", name), cwd=self.bundle, stdin=-3, stdout=-3, stderr=-3, check=True)
-        self.run("start", name)
 
 
 @pytest.fixture
 def runtime(tmp_path: Path) -> Iterator[Runtime]:
-    made = Runtime(tmp_path)
-    yield made
-    for state in json.loads(made.run("list", "--format", "json").stdout) or []:
-        made.run("delete", "--force", state["id"])
-    assert not list(Path("/sys/fs/cgroup").glob(f"*/sampan-test-cli-{os.getpid()}"))
-    assert not made.root.exists() or not os.listdir(made.root)
+    with private_runtime(tmp_path) as made:
+        yield made
 
 
 def test_create_start_state_kill_delete(runtime: Runtime) -> None:

@@ -185,7 +185,7 @@ class GroupV1(Group):
         if pids:
             self._signal_all(pids, signal)
         if fatal and self.frozen():
-            self.thaw()  # a frozen process dies only when thawed
+            self._thaw_what_is_left()  # a frozen process dies only when thawed
 
     def _signal_all(self, pids: list[int], signal: int) -> None:
         if len(pids) == 1 or "freezer" not in self._directories or self.frozen():
@@ -199,7 +199,15 @@ class GroupV1(Group):
         try:
             signal_pids(self.pids(), signal)
         finally:
+            self._thaw_what_is_left()
+
+    def _thaw_what_is_left(self) -> None:
+        """Who waits for the end of the processes may have removed the group already."""
+        try:
             self.thaw()
+        except (OSError, StageFailed) as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
 
     def pids(self, all: bool = True) -> list[int]:
         for name in _MEMBERSHIP:

@@ -11,7 +11,7 @@ import sys
 
 from sampan.cli.runtime_options import FLAG, VALUE, Option, Parsed, parse
 from sampan.cli.runtime_output import write_all, write_text
-from sampan.errors import InvalidInput, SampanError
+from sampan.errors import InvalidInput, SampanError, StageFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -186,6 +186,13 @@ def _dispatch(context: Context, name: str, rest: list[str]) -> int:
         return command(context, parsed)
     except SampanError as error:
         return _failed(context, _worded(name, error), 255 if name == "exec" else 1)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        from sampan.runtime import trace
+
+        failed = StageFailed(trace.stage or name, error)
+        return _failed(context, _worded(name, failed), 255 if name == "exec" else 1)
     finally:
         if context.traces:
             _write_trace(context)

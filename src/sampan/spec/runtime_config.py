@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sampan.errors import InvalidInput
 from sampan.spec import sysctl_names
-from sampan.spec.runtime_schema import CONFIG, PROCESS, RESOURCES
+from sampan.spec.runtime_schema import CONFIG, HOOKS, PROCESS, RESOURCES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def _relations(config: dict[str, Any], faults: Faults) -> None:
         _linux(config, faults)
     if not wrong & {"linux", "mounts"}:
         _mounts(config, faults)
+    if "hooks" not in wrong:
+        _hooks(config.get("hooks") or {}, faults)
 
 
 def validate_process(document: object) -> Process:
@@ -111,9 +113,7 @@ def _version(version: str, faults: Faults) -> None:
 def _process(process: Any, path: str, faults: Faults) -> None:
     if not process["args"][0]:
         faults.append((f"{path}.args[0]", "must not be empty"))
-    for number, entry in enumerate(process.get("env") or []):
-        if entry.find("=") < 1:
-            faults.append((f"{path}.env[{number}]", f"must be NAME=value, is {entry[:64]!r}"))
+    _environment(process.get("env") or [], f"{path}.env", faults)
     seen = set()
     for number, limit in enumerate(process.get("rlimits") or []):
         where = f"{path}.rlimits[{number}]"
@@ -127,6 +127,21 @@ def _process(process: Any, path: str, faults: Faults) -> None:
         _cpu_list(affinity.get(key) or "", f"{path}.execCPUAffinity.{key}", faults)
     if process.get("apparmorProfile") and process.get("selinuxLabel"):
         faults.append((f"{path}.selinuxLabel", "an AppArmor profile and an SELinux label exclude each other"))
+
+
+def _environment(entries: list[str], path: str, faults: Faults) -> None:
+    for number, entry in enumerate(entries):
+        if entry.find("=") < 1:
+            faults.append((f"{path}[{number}]", f"must be NAME=value, is {entry[:64]!r}"))
+
+
+def _hooks(hooks: dict[str, Any], faults: Faults) -> None:
+    for kind in HOOKS:
+        for number, hook in enumerate(hooks.get(kind) or []):
+            path = f"hooks.{kind}[{number}]"
+            if hook.get("args") and not hook["args"][0]:
+                faults.append((f"{path}.args[0]", "must not be empty"))
+            _environment(hook.get("env") or [], f"{path}.env", faults)
 
 
 def _cpu_list(value: str, path: str, faults: Faults) -> None:

@@ -123,6 +123,8 @@ def test_a_sound_configuration_passes() -> None:
         ("linux.resources", {"memory": {"limit": "lots"}}, "linux.resources.memory.limit"),
         ("hooks", {"prestart": [{"path": "x"}]}, "hooks.prestart[0].path"),
         ("hooks", {"poststop": [{"path": "/x", "timeout": 0}]}, "hooks.poststop[0].timeout"),
+        ("hooks", {"poststop": [{"path": "/x", "args": [""]}]}, "hooks.poststop[0].args[0]"),
+        ("hooks", {"prestart": [{"path": "/x", "env": ["A=b", "=c"]}]}, "hooks.prestart[0].env[1]"),
         ("hostname", "x" * 65, "hostname"),
         ("annotations", {"a": 1}, "annotations['a']"),
     ],
