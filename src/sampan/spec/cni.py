@@ -116,6 +116,13 @@ class ErrorObject(msgspec.Struct, omit_defaults=True, kw_only=True):
     cni_version: str = msgspec.field(name="cniVersion", default="")
 
 
+class VersionInfo(msgspec.Struct, kw_only=True):
+    """What VERSION prints."""
+
+    cni_version: str = msgspec.field(name="cniVersion")
+    supported_versions: list[str] = msgspec.field(name="supportedVersions")
+
+
 class PortEntry(msgspec.Struct, omit_defaults=True, kw_only=True):
     """An entry of the ``portMappings`` capability."""
 
