@@ -526,13 +526,14 @@ class TestOnlyOurs:
             assert machine.reaches(address, 80)
             assert not two.reaches(address, 80)
 
-    def test_same_bridge_policy(self, machine: Machine, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("how", ["in process", "external"])
+    def test_same_bridge_policy(self, machine: Machine, tmp_path: Path, how: str) -> None:
         firewall = {"type": "firewall", "ingressPolicy": "same-bridge"}
         second = copy.deepcopy(CONFIGURATIONS["bridge"][0])
         second["bridge"] = "br1"
         second["ipam"]["subnet"] = "10.64.0.0/24"
-        first = load(tmp_path / "1", [CONFIGURATIONS["bridge"][0], firewall], how="in process")
-        other = load(tmp_path / "2", [second, firewall], how="in process")
+        first = load(tmp_path / "1", [CONFIGURATIONS["bridge"][0], firewall], how=how)
+        other = load(tmp_path / "2", [second, firewall], how=how)
         other.state = first.state
         one, two, three = machine.place(), machine.place(), machine.place()
         outside = machine.neighbour()
