@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -230,6 +231,29 @@ class TestMisbehaviour:
         assert "plugins[0]" in network.status(nets).message
         with pytest.raises(NotFound, match="absent"):
             self.attach(machine, nets)
+
+    @pytest.mark.parametrize(
+        ("ipam", "message"),
+        [
+            ({"type": "absent"}, r"plugins\[0\]: CNI plugin absent is in none of"),
+            ({"type": "static", "sampan": "external"}, r"plugins\[0\]: CNI plugin static is in none of"),
+            ({"type": "dhcp"}, r"plugins\[0\]: IPAM by dhcp is not built in .*run its daemon"),
+        ],
+    )
+    def test_no_addresses(self, tmp_path: Path, ipam: dict[str, Any], message: str) -> None:
+        """What no pod could be given addresses by is told before the first pod comes."""
+        script(tmp_path, "dhcp", "exit 1")
+        nets = networks(tmp_path, chain({"type": "bridge", "bridge": "br0", "sampan": "", "ipam": ipam}))
+        nets.bin_dirs = (str(tmp_path / "bin"),)
+        found = network.status(nets)
+        assert not found.ready
+        assert re.search(message, found.message)
+
+    @pytest.mark.parametrize("args", [{"K8S_POD_NAME": "a;IP=10.0.0.1"}, {"A=B": "c"}, {"A;B": "c"}])
+    def test_arguments_that_would_be_others(self, tmp_path: Path, args: dict[str, str]) -> None:
+        nets = networks(tmp_path, chain({"type": "odd"}))
+        with pytest.raises(InvalidInput, match=r"args: .* cannot stand among"):
+            network.attach(nets, Attachment(container_id="pod", netns="/proc/self/ns/net", args=args))
 
 
 class TestProtocol:

@@ -120,6 +120,9 @@ def attach(networks: Networks, attachment: Attachment) -> Attached:
         SampanError: What failed; see :mod:`sampan.network`.
     """
     check_id(attachment.container_id)
+    for name, value in attachment.args.items():
+        if ";" in name + value or "=" in name or "\0" in name + value:
+            raise InvalidInput(f"{name}={value} cannot stand among arguments that ; separates", field="args")
     lists = [networks.get(name) for name in attachment.networks]
     asked = [network.name for network in lists]
     if len(set(asked)) != len(asked):
@@ -310,6 +313,19 @@ def _find(kind: str) -> plugins.Plugin:
     return found
 
 
+def refuse_dhcp(kind: str, *, outside: bool) -> None:
+    """See that an IPAM plugin is not ``dhcp``, whose daemon nobody may have started, unless it was asked for.
+
+    Raises:
+        Unsupported: With the mend.
+    """
+    if kind == "dhcp" and not outside:
+        raise Unsupported(
+            "IPAM by dhcp is not built in",
+            hint='use host-local or static; or run its daemon and put "sampan": "external" into ipam',
+        )
+
+
 class Delegation:
     """Calls IPAM plugins for the plugins that make interfaces.
 
@@ -323,11 +339,7 @@ class Delegation:
     def __call__(self, command: str, call: Call, kind: str) -> Result | None:
         """Run one command of the IPAM plugin ``kind``."""
         outside = external(call.conf) or external(call.conf.get("ipam") or {})
-        if kind == "dhcp" and not outside:
-            raise Unsupported(
-                "IPAM by dhcp is not built in",
-                hint='use host-local or static; or run its daemon and put "sampan": "external" into ipam',
-            )
+        refuse_dhcp(kind, outside=outside)
         result = _call(self._networks, call.session, command, call.conf, call.owner, call.args, kind, outside)
         return decode(result, Result, at="ipam result") if command == "ADD" else None
 

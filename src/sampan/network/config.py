@@ -100,7 +100,7 @@ class Networks:
         """
         binary = execution.find(kind, self.bin_dirs)
         ago = time.monotonic() - self._silent.get(binary, -_SILENCE)
-        if command == "DEL" and ago < _SILENCE:
+        if command in ("DEL", "GC") and ago < _SILENCE:
             raise TimedOut(f"CNI plugin {kind} did not answer {ago:.0f} s ago; it is asked again in a while")
         try:
             answer = execution.run(binary, command, conf, bin_dirs=self.bin_dirs, **{"deadline": self.deadline, **whom})

@@ -4,12 +4,13 @@ import errno
 import os
 from collections.abc import Callable, Collection
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any
 
 import msgspec
 
-from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, WrongState
+from sampan.errors import AlreadyExists, InvalidInput, SampanError, WrongState
 from sampan.network import config, conflist, execution, firewalld, foreign, forwarding, masquerade, names, nft, plugins
-from sampan.network.attach import detach, read_cache
+from sampan.network.attach import detach, read_cache, refuse_dhcp
 from sampan.network.call import Session
 from sampan.network.config import Networks
 from sampan.network.conflist import NetworkList
@@ -59,17 +60,26 @@ def status(networks: Networks) -> Status:
     return Status(True, message="; ".join(f"{what} (let the bridge through: {mend})" for what, mend in obstacles))
 
 
-def _check_available(networks: Networks, plugin: dict[str, object], index: int) -> None:
-    ipam = plugin.get("ipam")
-    kinds = [str(plugin.get("type"))]
-    if isinstance(ipam, dict) and ipam.get("type"):
-        kinds.append(str(ipam["type"]))
-    for kind in kinds:
-        if conflist.external(plugin) or plugins.find(kind) is None:
-            try:
+def _check_available(networks: Networks, plugin: dict[str, Any], index: int) -> None:
+    """See that the programs which a plugin and its IPAM need are there.
+
+    Raises:
+        NotFound: One is not.
+        Unsupported: It is of no use.
+    """
+    outside = conflist.external(plugin)
+    kinds = [(str(plugin["type"]), outside)]
+    ipam = plugin.get("ipam") or {}
+    if ipam.get("type"):
+        kinds.append((str(ipam["type"]), outside or conflist.external(ipam)))
+    try:
+        for kind, asked in kinds:
+            refuse_dhcp(kind, outside=asked)
+            if asked or plugins.find(kind) is None:
                 execution.find(kind, networks.bin_dirs)
-            except NotFound as error:
-                raise NotFound(f"plugins[{index}]: {error.message}", hint=error.hint) from None
+    except SampanError as error:
+        error.message = f"plugins[{index}]: {error.message}"
+        raise
 
 
 class Member(msgspec.Struct, frozen=True):
