@@ -1,6 +1,7 @@
 """Limits over CRI, as the kernel has them: memory and swap, huge pages, the kubelet's memory QoS by unified keys."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,40 @@ def test_the_spec_has_what_was_asked_for(daemon: World) -> None:
         assert value("", container, "cpu.max") == "25000 50000"
     else:
         assert value("cpu", container, "cpu.cfs_quota_us") == "25000"
+
+
+def test_lists_of_usage_are_of_the_last_second_and_one_container_is_looked_at_now(daemon: World) -> None:
+    container = run(daemon, memory_limit_in_bytes=64 * MIB, memory_swap_limit_in_bytes=96 * MIB)
+    asked = time.time_ns()
+
+    def listed() -> pb.ContainerStats:
+        found: pb.ContainerStats
+        (found,) = daemon.runtime.ListContainerStats(pb.ListContainerStatsRequest()).stats
+        return found
+
+    first = listed()
+    alone = daemon.runtime.ContainerStats(pb.ContainerStatsRequest(container_id=container)).stats
+    assert asked < first.cpu.timestamp < alone.cpu.timestamp
+    assert alone.attributes == first.attributes
+    assert first.memory.usage_bytes.value > 0
+    assert first.memory.available_bytes.value == 64 * MIB - first.memory.working_set_bytes.value
+    assert first.swap.swap_available_bytes.value == 32 * MIB
+    (pod,) = daemon.runtime.ListPodSandboxStats(pb.ListPodSandboxStatsRequest()).stats
+    assert pod.linux.process.process_count.value == 1
+    assert pod.linux.containers[0].attributes == first.attributes
+    assert pod.linux.memory.usage_bytes == pod.linux.containers[0].memory.usage_bytes
+    assert pod.HasField("linux")
+    deadline = time.monotonic() + 20
+    while listed().cpu.timestamp - first.cpu.timestamp < 1_000_000_000:
+        assert time.monotonic() < deadline
+    assert listed().cpu.HasField("usage_nano_cores")
+
+
+@on_v2
+def test_pressure_is_told(daemon: World) -> None:
+    run(daemon)
+    (pod,) = daemon.runtime.ListPodSandboxStats(pb.ListPodSandboxStatsRequest()).stats
+    for usage in (pod.linux, pod.linux.containers[0]):
+        for resource in (usage.cpu, usage.memory, usage.io):
+            assert resource.psi.HasField("Some")
+            assert resource.psi.Some.Avg10 >= 0

@@ -1,6 +1,7 @@
 """Usage of containers and pods."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 
@@ -26,7 +27,7 @@ class Usage:
     ) -> pb.ContainerStatsResponse:
         """One container."""
         record = self._engine.containers.get(fields.identifier(request.container_id, "container_id"))
-        stats = usage_messages.container(record, self._engine.containers.stats(record.id))
+        stats: Any = usage_messages.container(record, self._engine.containers.stats(record.id))
         return pb.ContainerStatsResponse(stats=stats)
 
     def list_container_stats(
@@ -42,7 +43,7 @@ class Usage:
         for piece in lists.pieces(self._containers(request.filter)):
             yield pb.StreamContainerStatsResponse(container_stats=piece)
 
-    def _containers(self, wanted: pb.ContainerStatsFilter) -> Iterator[pb.ContainerStats]:
+    def _containers(self, wanted: pb.ContainerStatsFilter) -> Iterator[Any]:
         records = self._engine.containers.list(
             id=fields.word(wanted.id, "filter.id"),
             pod_id=fields.word(wanted.pod_sandbox_id, "filter.pod_sandbox_id"),
@@ -58,7 +59,7 @@ class Usage:
         record = self._engine.pods.get(fields.identifier(request.pod_sandbox_id, "pod_sandbox_id"))
         if record.state != "ready":
             raise WrongState(f'pod "{record.id[:12]}" is not ready')
-        return pb.PodSandboxStatsResponse(stats=next(self._usage([record])))
+        return pb.PodSandboxStatsResponse(stats=next(self._usage([record], fresh=True)))
 
     def list_pod_sandbox_stats(
         self, request: pb.ListPodSandboxStatsRequest, _context: grpc.ServicerContext
@@ -73,12 +74,12 @@ class Usage:
         for piece in lists.pieces(self._pods(request.filter)):
             yield pb.StreamPodSandboxStatsResponse(pod_sandbox_stats=piece)
 
-    def _pods(self, wanted: pb.PodSandboxStatsFilter) -> Iterator[pb.PodSandboxStats]:
+    def _pods(self, wanted: pb.PodSandboxStatsFilter) -> Iterator[Any]:
         return self._usage(
             self._engine.pods.list(
                 id=fields.word(wanted.id, "filter.id"), state="ready", labels=lists.selector(wanted.label_selector)
             )
         )
 
-    def _usage(self, pods: list[PodRecord]) -> Iterator[pb.PodSandboxStats]:
-        return (usage_messages.pod(*found) for found in self._engine.pods.usage(pods))
+    def _usage(self, pods: list[PodRecord], *, fresh: bool = False) -> Iterator[Any]:
+        return (usage_messages.pod(*found) for found in self._engine.pods.usage(pods, fresh=fresh))

@@ -176,6 +176,7 @@ class Containers:
         for name in ("rootfs", *_image_volumes(bundle)):
             snapshot_mount.detach(f"{bundle}/{name}")
         engine.disk.forget(record.snapshot_key)
+        engine.readings.forget(record.cgroup_path)
         for key in (record.snapshot_key, *(f"{record.id}-{name}" for name in _image_volumes(bundle))):
             if key:
                 _forgive_absence(engine.store.snapshots.remove, key)
@@ -212,8 +213,9 @@ class Containers:
         if record.state not in ("created", "running"):
             return record
         engine = self._engine
-        end = read_exit(engine.layout.pod(record.pod_id), record.id)
-        if end is None and os.path.exists(engine.layout.pod(record.pod_id)):
+        folder = engine.layout.pod(record.pod_id)
+        end = read_exit(folder, record.id)
+        if end is None and os.access(folder, os.F_OK):
             return record
         if end is None:
             # The machine was started anew, and what lived in memory with it.
@@ -335,7 +337,7 @@ class Containers:
         return container_stats(self._engine, self.get(container_id))
 
     def usage(self, records: Iterable[ContainerRecord]) -> Iterator[tuple[ContainerRecord, ContainerStats]]:
-        """Usage of many containers, as far as it is soon told."""
+        """Usage of many containers, as far as it is soon told, of the last second."""
         from sampan.engine.usage import containers_stats
 
         return containers_stats(self._engine, records)

@@ -25,6 +25,7 @@ from sampan.engine.images import Images
 from sampan.engine.layout import Layout
 from sampan.engine.model import ContainerRecord, PodRecord
 from sampan.engine.pods import Pods
+from sampan.engine.readings import Readings
 from sampan.engine.records import Locks, Records
 from sampan.errors import InvalidInput, SampanError
 from sampan.shim import spawn
@@ -70,6 +71,7 @@ class Engine:
         self.pods = Pods(self)
         self.containers = Containers(self)
         self.disk = Disk(self.store.snapshots)
+        self.readings = Readings(systemd=config.cgroup_driver == "systemd")
         self.runtimes = Handlers()
         self._monitors: dict[str, MonitorClient] = {}
         self._monitors_lock = threading.Lock()

@@ -300,13 +300,19 @@ class Pods:
 
     def stats(self, pod_id: str) -> PodStats:
         """Usage of the pod: its containers' sums, and its interfaces."""
-        return next(self.usage([self.get(pod_id)])).stats
+        return next(self.usage([self.get(pod_id)], fresh=True)).stats
 
-    def usage(self, pods: Sequence[PodRecord], *, full: bool = False) -> "Iterator[PodUsage]":
-        """Usage of many pods; ``full``: with all that the cgroups of their containers tell."""
+    def usage(self, pods: Sequence[PodRecord], *, full: bool = False, fresh: bool = False) -> "Iterator[PodUsage]":
+        """Usage of many pods.
+
+        Args:
+            pods: Which.
+            full: With all that the cgroups of their containers tell.
+            fresh: As it is now; otherwise it may be a second ago.
+        """
         from sampan.engine.usage import pods_stats
 
-        return pods_stats(self._engine, pods, full=full)
+        return pods_stats(self._engine, pods, full=full, fresh=fresh)
 
     def discard(self, pod: PodRecord) -> None:
         """Remove a pod that was never finished, and all that was made for it."""

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sampan.cgroup import open_group
 from sampan.cgroup.hierarchy import layout
@@ -21,12 +21,6 @@ from sampan.linux.namespaces import CLONE_NEWNET, setns
 if TYPE_CHECKING:
     from sampan.engine.engine import Engine
 
-#: cgroup path -> (time, processor time) of the last reading, for a rate between two readings of one daemon.
-_last_cpu: dict[str, tuple[int, int]] = {}
-_last_cpu_lock = threading.Lock()
-#: Nanoseconds; readings closer together give no meaningful rate.
-_SHORTEST = 100_000_000
-
 
 class PodUsage(NamedTuple):
     """Usage of a pod, with the records that it is of."""
@@ -36,37 +30,39 @@ class PodUsage(NamedTuple):
     containers: dict[str, ContainerRecord]
 
 
-def container_stats(engine: "Engine", record: ContainerRecord, *, full: bool = True) -> ContainerStats:
+def container_stats(
+    engine: "Engine", record: ContainerRecord, *, full: bool = True, fresh: bool = True
+) -> ContainerStats:
     """Usage of one container; a container that doesn't run has only its disk's.
 
     Args:
         engine: Whose.
         record: Its record.
         full: With all that its cgroup tells, and its layer measured now.
+        fresh: As its cgroup is now; otherwise it may be a second ago.
 
     Raises:
         NotFound: It has just ended.
     """
-    now = time.time_ns()
     used, inodes = _disk(engine, record, now=full)
     mountpoint = f"{engine.config.root}/snapshots"
     if record.state not in ("running", "created"):
         return ContainerStats(
-            id=record.id, timestamp=now, fs_used_bytes=used, fs_inodes=inodes, fs_mountpoint=mountpoint
+            id=record.id, timestamp=time.time_ns(), fs_used_bytes=used, fs_inodes=inodes, fs_mountpoint=mountpoint
         )
-    group = open_group(record.cgroup_path, systemd=engine.config.cgroup_driver == "systemd")
     try:
-        usage = group.usage()
-        figures, kills = (group.stats(), group.oom_kills()) if full else ({}, 0)
+        reading = engine.readings.take(record.cgroup_path, fresh=full or fresh)
+        figures, kills = _everything(engine, record) if full else ({}, 0)
     except FileNotFoundError:
         raise NotFound(f"container {record.id[:12]} has just ended") from None
+    usage = reading.usage
     limit = record.resources.memory_limit or 0
     swap_limit = (record.resources.memory_swap_limit or 0) - limit
     return ContainerStats(
         id=record.id,
-        timestamp=now,
+        timestamp=reading.timestamp,
         cpu_usage_ns=usage.cpu,
-        cpu_nano_cores=_rate(record.cgroup_path, now, usage.cpu),
+        cpu_nano_cores=reading.nano_cores,
         memory_usage=usage.memory,
         memory_working_set=usage.working_set,
         memory_available=max(0, limit - usage.working_set) if limit > 0 else None,
@@ -85,27 +81,35 @@ def container_stats(engine: "Engine", record: ContainerRecord, *, full: bool = T
     )
 
 
+def _everything(engine: "Engine", record: ContainerRecord) -> tuple[dict[str, Any], int]:
+    group = open_group(record.cgroup_path, systemd=engine.config.cgroup_driver == "systemd")
+    return group.stats(), group.oom_kills()
+
+
 def containers_stats(
-    engine: "Engine", records: Iterable[ContainerRecord], *, full: bool = False
+    engine: "Engine", records: Iterable[ContainerRecord], *, full: bool = False, fresh: bool = False
 ) -> Iterator[tuple[ContainerRecord, ContainerStats]]:
     """Usage of several containers; those that end meanwhile are passed over."""
     for record in records:
         try:
-            yield record, container_stats(engine, record, full=full)
+            yield record, container_stats(engine, record, full=full, fresh=fresh)
         except (NotFound, OSError):
             continue
 
 
-def pods_stats(engine: "Engine", pods: Sequence[PodRecord], *, full: bool = False) -> Iterator[PodUsage]:
+def pods_stats(
+    engine: "Engine", pods: Sequence[PodRecord], *, full: bool = False, fresh: bool = False
+) -> Iterator[PodUsage]:
     """Usage of several pods, each summed over its containers."""
     of_pod: dict[str, list[ContainerRecord]] = {pod.id: [] for pod in pods}
     for record in engine.containers.list(pod_id=pods[0].id if len(pods) == 1 else ""):
         if record.pod_id in of_pod:
             of_pod[record.pod_id].append(record)
-    seen = interfaces([pod.namespace_paths.get("network", "") for pod in pods if pod.state == "ready"])
+    networks = {pod.id: pod.namespace_paths.get("network", "") for pod in pods if pod.state == "ready"}
+    seen = interfaces(filter(None, networks.values()))
     for pod in pods:
-        found = list(containers_stats(engine, of_pod[pod.id], full=full))
-        counters = seen.get(pod.namespace_paths.get("network", ""), ()) if pod.state == "ready" else ()
+        found = list(containers_stats(engine, of_pod[pod.id], full=full, fresh=fresh))
+        counters = seen.get(networks.get(pod.id, ""), ())
         stats = _sum(pod, tuple(stats for _, stats in found), counters)
         yield PodUsage(pod, stats, {record.id: record for record, _ in found})
 
@@ -136,12 +140,11 @@ def pressure_of(path: str) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def interfaces(files: Iterable[str]) -> dict[str, tuple[InterfaceStats, ...]]:
-    """Counters of the interfaces in network namespaces, less the loopbacks'; the machine's for an empty path.
-
-    A namespace that has gone meanwhile is left out.
-    """
+    """Counters of the interfaces in network namespaces, less the loopbacks'; one that has gone is left out."""
     found: dict[str, tuple[InterfaceStats, ...]] = {}
-    wanted = sorted(set(files))  # the machine's own comes first, before the thread is anywhere else
+    wanted = list(files)
+    if not wanted:
+        return found
 
     def read() -> None:
         for file in wanted:
@@ -158,12 +161,11 @@ def interfaces(files: Iterable[str]) -> dict[str, tuple[InterfaceStats, ...]]:
 
 
 def _read_interfaces(netns: str) -> tuple[InterfaceStats, ...]:
-    if netns:
-        fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            setns(fd, CLONE_NEWNET)
-        finally:
-            os.close(fd)
+    fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(fd, CLONE_NEWNET)
+    finally:
+        os.close(fd)
     with open("/proc/thread-self/net/dev", encoding="ascii", errors="replace") as table:
         return tuple(_parse_net_dev(table.read()))
 
@@ -186,16 +188,3 @@ def _disk(engine: "Engine", record: ContainerRecord, *, now: bool) -> tuple[int,
     except NotFound:
         return 0, 0
     return usage.bytes, usage.inodes
-
-
-def _rate(path: str, now: int, cpu: int) -> int | None:
-    """Billionths of a processor used since the last reading of the same cgroup."""
-    with _last_cpu_lock:
-        before = _last_cpu.get(path)
-        if before is None or now - before[0] >= _SHORTEST:
-            _last_cpu[path] = (now, cpu)
-        if len(_last_cpu) > 4096:
-            _last_cpu.pop(next(iter(_last_cpu)))
-    if before is None or now - before[0] < _SHORTEST:
-        return None
-    return max(0, (cpu - before[1]) * 1_000_000_000 // (now - before[0]))
