@@ -267,3 +267,20 @@ def test_pods_over_cri(daemon: SystemdDaemon, tmp_path: Path, name: str, parent:
     runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
     assert gone(unit)
     assert not list(Path(f"/sys/fs/cgroup{path}").glob("*.scope"))
+
+
+def test_the_process_that_holds_a_pods_pids_is_in_a_scope(daemon: SystemdDaemon) -> None:
+    security = pb.LinuxSandboxSecurityContext(namespace_options=pb.NamespaceOption(pid=pb.POD))
+    config = pb.PodSandboxConfig(
+        metadata=pb.PodSandboxMetadata(name="pod", uid="uid", namespace="default"),
+        linux=pb.LinuxPodSandboxConfig(cgroup_parent=POD, security_context=security),
+    )
+    pod = daemon.runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=config)).pod_sandbox_id
+    unit = f"sampan-{pod}.scope"
+    told = show(unit)
+    assert (told["ActiveState"], told["ControlGroup"]) == ("active", f"{POD_PATH}/{unit}")
+    assert read_file(f"/sys/fs/cgroup{POD_PATH}/{unit}/cgroup.procs").split()
+    daemon.runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod))
+    daemon.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
+    assert gone(unit)
+    assert not list(Path(f"/sys/fs/cgroup{POD_PATH}").glob("*.scope"))

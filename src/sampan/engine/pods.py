@@ -103,6 +103,7 @@ class Pods:
                 gid_mappings=oci_mappings(spec.namespaces.gid_mappings),
                 pause=spec.namespaces.pid == "pod",
                 pause_cgroup=cgroup_path(driver, parent, pod.id) if spec.namespaces.pid == "pod" else "",
+                systemd=driver == "systemd",
             )
             pod.namespace_paths = dict(made["paths"])
             pod.pause_pid = int(made["pause_pid"])
@@ -214,6 +215,7 @@ class Pods:
             self._engine.layout.namespaces(pod.id),
             pause_pid=pod.pause_pid if _is_pause(pod.pause_pid) else 0,
             pause_cgroup=pause,
+            systemd=driver == "systemd",
         )
 
     def remove(self, pod_id: str) -> None:
