@@ -56,7 +56,7 @@ class Stored:
 
 
 class Arriving:
-    """Bytes of a file that another process is writing; see :meth:`sampan.storage.content.Writer.follow`."""
+    """Bytes of a file that another process is writing; see :meth:`sampan.storage.ingest.Writer.follow`."""
 
     __slots__ = ("_complete", "_fd", "_news", "seen")
 

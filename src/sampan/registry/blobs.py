@@ -11,7 +11,8 @@ from sampan.registry.transport import Answer, Cancelled, Watch
 from sampan.spec.image import Descriptor
 
 if TYPE_CHECKING:
-    from sampan.storage.content import Holder, Writer
+    from sampan.storage.content import Holder
+    from sampan.storage.ingest import Writer
     from sampan.storage.store import Store
 
 #: A download that goes on is resumed however often it breaks off, within reason.

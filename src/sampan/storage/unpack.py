@@ -29,7 +29,7 @@ from sampan.spec.image import (
     select_platform,
 )
 from sampan.storage.chain import adopt_attributes, drop_idle_whiteouts, set_opaque
-from sampan.storage.content import Writer
+from sampan.storage.ingest import Writer
 from sampan.storage.mount import detached
 from sampan.storage.snapshots.base import Stage
 from sampan.storage.snapshots.interface import Holder, Usage
