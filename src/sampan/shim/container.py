@@ -9,8 +9,10 @@ from sampan.cgroup import open_group
 from sampan.errors import SampanError, WrongState
 from sampan.runtime.handler import Stdio
 from sampan.shim.attach import Attachment
+from sampan.shim.execs import Exec, kill_group
 from sampan.shim.exits import Exit, write_exit
 from sampan.shim.logfile import LogFile
+from sampan.shim.pipes import Pipes
 from sampan.shim.stdio import Output
 from sampan.shim.streams import Sink
 from sampan.wire import crilog
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from sampan.cgroup import Group, OomWatch
     from sampan.runtime.handler import Handler
     from sampan.shim.journal import Journal
-    from sampan.shim.loop import Loop, Timer
+    from sampan.shim.loop import Loop
     from sampan.shim.service import Call
 
 #: Seconds that output may still come after a container's end, from a process of it that outlived it.
@@ -34,56 +36,6 @@ _RECORD_AGAIN = 1.0
 #: not yet, as when hundreds of sessions end at once and each has still output to deliver.
 _KEPT_EXECS = 32
 _KEPT_UNASKED = 2048
-
-
-class Exec:
-    """One more process in a container.
-
-    Args:
-        exec_id: Its name within the container.
-        pid: Leader of its session and of its process group.
-    """
-
-    __slots__ = ("asked", "ended", "id", "pid", "started_at", "timed_out", "timer", "waiters")
-
-    def __init__(self, exec_id: str, pid: int) -> None:
-        self.id = exec_id
-        self.pid = pid
-        self.started_at = time.time_ns()
-        self.ended: Exit | None = None
-        self.timed_out = False
-        #: Whether anybody was told how it ended.
-        self.asked = False
-        self.timer: Timer | None = None
-        self.waiters: list[Callable[[Exit], None]] = []
-
-    def kill_group(self) -> None:
-        """Its time is up: end it and whatever it started that did not leave its process group."""
-        self.timed_out = True
-        kill_group(self.pid, 9)
-
-    def finish(self, ended: Exit) -> None:
-        """It has been reaped."""
-        if self.timer is not None:
-            self.timer.cancel()
-        ended.timed_out = self.timed_out
-        ended.started_at = self.started_at
-        self.ended = ended
-        waiters, self.waiters = self.waiters, []
-        self.asked = bool(waiters)
-        for tell in waiters:
-            tell(ended)
-
-
-def kill_group(pid: int, signal: int) -> None:
-    """Signal a process group; of one that is not (yet) a leader, the process."""
-    try:
-        os.killpg(pid, signal)
-    except ProcessLookupError:
-        try:
-            os.kill(pid, signal)
-        except ProcessLookupError:
-            pass
 
 
 class Settings:
@@ -147,7 +99,7 @@ class Container:
         Raises:
             SampanError: The runtime refused; nothing is left.
         """
-        pipes = _Pipes(stdin=self.settings.stdin, outputs=not self.settings.tty)
+        pipes = Pipes(stdin=self.settings.stdin, outputs=not self.settings.tty)
         try:
             created = self._handler.create(self.id, self.settings.bundle, pipes.container_side())
         except BaseException:
@@ -406,7 +358,7 @@ class Container:
         self._stdin = Sink(self._loop, os.dup(console), _ignore, patience=0)
         self._add_output("stdout", os.dup(console), tty=True)
 
-    def _take_pipes(self, pipes: _Pipes) -> None:
+    def _take_pipes(self, pipes: Pipes) -> None:
         if pipes.stdin >= 0:
             self._stdin = Sink(self._loop, pipes.stdin, _ignore, patience=0)
         if pipes.stdout >= 0:
@@ -445,35 +397,6 @@ class Container:
             ended = [e for e in self.execs.values() if e.ended is not None and e.asked is asked]
             for old in ended[:-kept]:
                 del self.execs[old.id]
-
-
-class _Pipes:
-    """The pipes between a monitor and a container; -1 for what is not wanted."""
-
-    def __init__(self, *, stdin: bool, outputs: bool) -> None:
-        self._theirs = Stdio()
-        self.stdin = self.stdout = self.stderr = -1
-        if stdin and outputs:
-            self._theirs.stdin, self.stdin = os.pipe2(os.O_CLOEXEC)
-        if outputs:
-            self.stdout, self._theirs.stdout = os.pipe2(os.O_CLOEXEC)
-            self.stderr, self._theirs.stderr = os.pipe2(os.O_CLOEXEC)
-
-    def container_side(self) -> Stdio:
-        return self._theirs
-
-    def close_container_side(self) -> None:
-        for fd in (self._theirs.stdin, self._theirs.stdout, self._theirs.stderr):
-            if fd >= 0:
-                os.close(fd)
-        self._theirs = Stdio()
-
-    def close(self) -> None:
-        self.close_container_side()
-        for fd in (self.stdin, self.stdout, self.stderr):
-            if fd >= 0:
-                os.close(fd)
-        self.stdin = self.stdout = self.stderr = -1
 
 
 def _is_init(pid: int) -> bool:
