@@ -19,6 +19,8 @@ from local_registry import LocalRegistry
 from stream_client import Refused, Remote
 
 from sampan.cri import api_pb2 as pb
+from sampan.engine import selinux
+from sampan.errors import StageFailed
 
 pytestmark = pytest.mark.root
 
@@ -216,6 +218,38 @@ def test_labels_have_no_effect_where_there_is_no_selinux(daemon: World) -> None:
     security = pb.LinuxContainerSecurityContext(selinux_options=options)
     container = run(daemon, run_pod(daemon), linux=pb.LinuxContainerConfig(security_context=security))
     assert output(daemon, container, "id -u") == "0\n"
+
+
+def test_a_volumes_files_get_a_label_and_what_links_lead_to_does_not(tmp_path: Path) -> None:
+    volume, outside = tmp_path / "volume", tmp_path / "outside"
+    (volume / "deep" / "er").mkdir(parents=True)
+    outside.mkdir()
+    files = [volume / "file", volume / "deep" / "er" / "file"]
+    for file in (*files, outside / "file"):
+        file.touch()
+    (volume / "link").symlink_to(outside / "file")
+    (volume / "folder").symlink_to(outside)
+    label = "system_u:object_r:container_file_t:s0:c1,c2"
+
+    def label_of(path: Path) -> str:
+        try:
+            return os.getxattr(path, "security.selinux", follow_symlinks=False).rstrip(b"\0").decode()
+        except OSError:
+            return ""
+
+    before = label_of(outside), label_of(outside / "file")
+    try:
+        selinux.relabel(str(volume), label)
+    except StageFailed as error:
+        pytest.skip(str(error))
+    labelled = [volume, volume / "deep", volume / "deep" / "er", volume / "link", volume / "folder", *files]
+    assert {label_of(path) for path in labelled} == {label}
+    assert (label_of(outside), label_of(outside / "file")) == before
+    changed = os.stat(files[0]).st_ctime_ns
+    selinux.relabel(str(volume), label)
+    assert os.stat(files[0]).st_ctime_ns == changed
+    selinux.relabel(str(files[0]), label.replace("c1", "c0"))
+    assert label_of(files[0]).endswith("s0:c0,c2")
 
 
 def test_a_pinned_image_is_told_to_be(daemon: World) -> None:

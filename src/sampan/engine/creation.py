@@ -36,6 +36,7 @@ class Creation:
         self._record = record
         self._name = name
         self._bundle = engine.layout.bundle(pod.id, record.id)
+        self._labels = ("", "")
 
     def run(self) -> ContainerRecord:
         """Make it; the record in state ``created``."""
@@ -48,15 +49,16 @@ class Creation:
             engine.container_records.add(record.id, record, name=self._name, snapshots=(record.id,))
             undo.callback(engine.containers.discard, record)
             os.makedirs(f"{self._bundle}/rootfs", 0o711)
+            self._labels = self._chosen_labels()
             self._mount_root(image)
             user = self._user(config)
             record.user = (user.uid, user.gid, user.groups)
             around = self._surroundings(user)
             document = oci.build(spec, pod, config, around)
-            self._label(document)
             own = volumes.declared(config.volumes, (mount.container_path for mount in spec.mounts))
             made = volumes.make(engine.config.root, record.id, pod, f"{self._bundle}/rootfs", own)
             volumes.place(document["mounts"], [*made, *volumes.zone(engine.config.timezone, document["mounts"])])
+            self._label(document, around.files)
             cdi.apply(document, cdi.asked_for(spec.cdi_devices, spec.annotations), engine.config.cdi_spec_dirs)
             _write_json(f"{self._bundle}/config.json", document)
             record.cgroup_path = around.cgroup_path
@@ -81,16 +83,29 @@ class Creation:
             undo.pop_all()
         return record
 
-    def _label(self, document: dict[str, Any]) -> None:
-        """Give SELinux labels where there is SELinux, and none where there is not."""
-        security = self._record.spec.security
-        document["process"].pop("selinuxLabel", None)
+    def _chosen_labels(self) -> tuple[str, str]:
+        """SELinux labels of the process and of its files where there is SELinux, and none where there is not."""
         if not selinux.enabled():
+            return "", ""
+        security = self._record.spec.security
+        wanted = security.selinux or self._pod.spec.security.selinux
+        return selinux.labels(wanted, privileged=security.privileged, pod_id=self._pod.id)
+
+    def _label(self, document: dict[str, Any], files: str) -> None:
+        """Put the labels where they belong: in the configuration, on the volumes that want it, and on our own files."""
+        process, label = self._labels
+        document["process"].pop("selinuxLabel", None)
+        if not process:
             return
-        process, mounts = selinux.labels(security.selinux, privileged=security.privileged)
-        if process:
-            document["process"]["selinuxLabel"] = process
-            document["linux"]["mountLabel"] = mounts
+        document["process"]["selinuxLabel"] = process
+        document["linux"]["mountLabel"] = label
+        for position, mount in enumerate(self._record.spec.mounts):
+            if mount.selinux_relabel and mount.host_path:
+                selinux.relabel(os.path.realpath(mount.host_path), label, f"mounts[{position}].selinux_relabel")
+        ours = (f"{volumes.directory(self._engine.config.root, self._record.id)}/", f"{files}/" if files else "\0")
+        for bound in document["mounts"]:
+            if bound["type"] == "bind" and bound["source"].startswith(ours):
+                selinux.relabel(bound["source"], label)
 
     def _mount_root(self, image: "ResolvedImage | None") -> None:
         snapshots = self._engine.store.snapshots
@@ -107,7 +122,7 @@ class Creation:
         users = self._pod.namespace_paths.get("user", "")
         idmap = os.open(users, os.O_RDONLY | os.O_CLOEXEC) if users else -1
         try:
-            snapshot_mount.attach(mounts, f"{self._bundle}/rootfs", idmap)
+            snapshot_mount.attach(selinux.labelled(mounts, self._labels[1]), f"{self._bundle}/rootfs", idmap)
         finally:
             if idmap >= 0:
                 os.close(idmap)
@@ -192,7 +207,7 @@ class Creation:
         view = self._engine.store.snapshots.view(
             f"{self._record.id}-image-{position}", self._engine.images.snapshot_of(image)
         )
-        snapshot_mount.attach(view, target)
+        snapshot_mount.attach(selinux.labelled(view, self._labels[1]), target)
         if not mount.image_subpath:
             return target
         root = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,16 +1,31 @@
 """SELinux labels: what a request leaves out is the container policy's."""
 
+import secrets
+from typing import TYPE_CHECKING
+
 import pytest
+from hypothesis import given, strategies
 
 from sampan.engine import selinux
 from sampan.engine.model import SelinuxLabel
+from sampan.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from sampan.storage.mount import Mount
+
+
+POD = f"{16 * 1023 + 16:012x}".ljust(64, "0")
 
 
 @pytest.mark.parametrize(
     ("wanted", "privileged", "labels"),
     [
         (None, True, ("", "")),
-        (None, False, ("system_u:system_r:container_t:s0", "system_u:object_r:container_file_t:s0")),
+        (
+            None,
+            False,
+            ("system_u:system_r:container_t:s0:c16,c17", "system_u:object_r:container_file_t:s0:c16,c17"),
+        ),
         (
             SelinuxLabel(level="s0:c1,c2"),
             False,
@@ -24,4 +39,32 @@ from sampan.engine.model import SelinuxLabel
     ],
 )
 def test_labels(wanted: SelinuxLabel | None, privileged: bool, labels: tuple[str, str]) -> None:
-    assert selinux.labels(wanted, privileged=privileged) == labels
+    assert selinux.labels(wanted, privileged=privileged, pod_id=POD) == labels
+
+
+@given(strategies.integers(0, (1 << 256) - 1))
+def test_a_pod_has_two_categories_in_order(number: int) -> None:
+    first, second = selinux.level_of(f"{number:064x}").removeprefix("s0:c").split(",c")
+    assert 0 <= int(first) < int(second) < 1024
+
+
+def test_pods_rarely_share_their_categories() -> None:
+    levels = {selinux.level_of(secrets.token_hex(32)) for _ in range(200)}
+    assert len(levels) >= 198
+
+
+def test_only_overlays_are_mounted_with_a_label() -> None:
+    overlay: Mount = {"type": "overlay", "source": "overlay", "options": ["lowerdir=/a"]}
+    bind: Mount = {"type": "bind", "source": "/a", "options": ["ro"]}
+    assert selinux.labelled([overlay, bind], "") == [overlay, bind]
+    label = "system_u:object_r:container_file_t:s0:c1,c2"
+    assert selinux.labelled([overlay, bind], label)[0]["options"] == ["lowerdir=/a", f"context={label}"]
+    assert selinux.labelled([overlay, bind], label)[1] == bind
+    assert overlay["options"] == ["lowerdir=/a"]
+
+
+@pytest.mark.parametrize("path", ["/", "/etc", "/usr/", "/var/lib", "/home"])
+def test_folders_of_the_machine_keep_their_label(path: str) -> None:
+    with pytest.raises(InvalidInput, match="keeps its label") as refusal:
+        selinux.relabel(path, "label", "mounts[0].selinux_relabel")
+    assert refusal.value.field == "mounts[0].selinux_relabel"
