@@ -93,6 +93,25 @@ def test_what_is_shown(here: World, blue: str) -> None:
     assert "has containers" in refused.stderr
 
 
+def test_programs_that_a_network_needs_are_shown(here: World) -> None:
+    conflist = here.folder / "cni/95-outside.conflist"
+    plugins = [{"type": "mirror"}, {"type": "absent"}]
+    conflist.write_text(json.dumps({"cniVersion": "1.0.0", "name": "outside", "plugins": plugins}))
+    mirror = here.folder / "mirror"
+    mirror.write_text("""#!/bin/sh\necho '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}'\n""")
+    mirror.chmod(0o755)
+    config = here.config_file.read_text()
+    here.config_file.write_text(config.replace("[network]\n", f'[network]\nplugin_dirs = ["{here.folder}"]\n'))
+    try:
+        shown = json.loads(here.sampan("network", "inspect", "outside").stdout)
+    finally:
+        here.config_file.write_text(config)
+        conflist.unlink()
+    good, bad = shown["programs"]
+    assert good == {"type": "mirror", "path": str(mirror), "versions": ["0.4.0", "1.0.0"], "fault": ""}
+    assert "absent is in none of" in bad["fault"]
+
+
 def test_reconcile_puts_back_and_frees(here: World, blue: str) -> None:
     run(here, "one", "--network", blue, "-p", "18081:80")
     engine = here.engine()

@@ -319,6 +319,8 @@ class TestPackets:
             assert other.ask("192.168.77.1", 8082, kind=socket.SOCK_DGRAM) == "192.168.77.2"
             assert machine.reaches("127.0.0.1", 8080)
             assert one.ask("192.168.77.1", 8080) == two.ask("192.168.77.1", 8080) == "10.62.0.254"  # hairpin
+            assert one.ask("2001:db8::1", 8081) == two.ask("2001:db8::1", 8081) == "fd62::1"
+            assert one.ask("192.168.77.1", 8082, kind=socket.SOCK_DGRAM) == "10.62.0.254"
             assert machine.reaches("192.168.77.1", 8080)
         assert a
         for container in ("a", "b"):
