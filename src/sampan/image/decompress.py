@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _READ = 256 << 10
 #: The most that one step of a decompressor gives, so that a bomb is seen before it has gone off.
-_STEP = 1 << 20
-_AHEAD = 6
+_STEP = 512 << 10
+_AHEAD = 3
 _ZSTD_WINDOW = 1 << 27
 
 _MAGIC = (

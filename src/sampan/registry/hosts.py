@@ -8,7 +8,6 @@ with ``*.key``). Unlike containerd, a file that can't be read is an error that n
 
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -109,6 +108,8 @@ def _upstream(domain: str, *, scheme: str = "", reason: str, **options: Any) -> 
 
 
 def _read_hosts(file: str, domain: str) -> list[Host]:
+    import tomllib  # here, since few machines have such a file
+
     try:
         with open(file, "rb") as stream:
             document = tomllib.load(stream)

@@ -8,14 +8,13 @@ Rules:
 - an error names the host, the request and the cause.
 """
 
+import os
 import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urljoin, urlsplit
-from urllib.request import getproxies_environment
-from urllib.request import proxy_bypass_environment as bypassed  # type: ignore[attr-defined]
 
 import msgspec
 import urllib3
@@ -285,8 +284,12 @@ class Transport:
         if self.host.proxy:
             return self.host.proxy
         scheme, name, port = origin(url)
-        if is_loopback(name) or name == "::1":
+        if is_loopback(name) or name == "::1" or not any(key.lower().endswith("_proxy") for key in os.environ):
             return ""
+        # Here, since it takes as long to import as all of urllib3, and few machines have a proxy.
+        from urllib.request import getproxies_environment
+        from urllib.request import proxy_bypass_environment as bypassed  # type: ignore[attr-defined]
+
         proxies = getproxies_environment()
         if bypassed(f"{name}:{port}", proxies):
             return ""

@@ -34,6 +34,7 @@ def run() -> NoReturn:
     while True:
         data, control, _, _ = requests.recvmsg(_REQUEST_SIZE, _SPACE, _socket.MSG_CMSG_CLOEXEC)
         if not data:
+            _reap()  # what they took is counted as this process's, and so its maker's
             os._exit(0)
         packed = b"".join(piece for _, _, piece in control)
         fds = [int.from_bytes(packed[at : at + _INT], sys.byteorder) for at in range(0, len(packed), _INT)]
