@@ -176,6 +176,46 @@ def test_mounts_of_the_host_arrive_only_in_slaves(box: Box, tmp_path: Path) -> N
         subprocess.run(["umount", str(source)], check=True)
 
 
+@pytest.mark.parametrize(
+    ("kind", "mark"),
+    [("", ""), ("private", ""), ("rprivate", ""), ("slave", "master:"), ("rslave", "master:"),
+     ("unbindable", "unbindable"), ("runbindable", "unbindable"), ("shared", "shared:"), ("rshared", "shared:")],
+)  # fmt: skip
+def test_propagation_of_the_root(box: Box, tmp_path: Path, kind: str, mark: str) -> None:
+    """As its line of the mount table tells; of a root that is shared on the host."""
+    root = tmp_path / "shared"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "shared", str(root)], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", str(root)], check=True)
+        subprocess.run(["cp", "-a", str(box.rootfs), str(root)], check=True)
+        box.config["root"]["path"] = str(root / "rootfs")
+        box.linux["rootfsPropagation"] = kind
+        line = box.sh("grep ' / / \\| /rootfs / ' /proc/self/mountinfo").split(" - ")[0].split()
+        marks = [word for word in line[6:] if not word.startswith("propagate_from")]
+        assert len(marks) == bool(mark)
+        assert all(word.startswith(mark) for word in marks)
+    finally:
+        subprocess.run(["umount", "-R", str(root)], check=True)
+
+
+def test_what_the_host_mounts_below_a_slave_root_is_seen_inside(box: Box) -> None:
+    subprocess.run(["mount", "--bind", str(box.rootfs), str(box.rootfs)], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", str(box.rootfs)], check=True)
+        box.linux["rootfsPropagation"] = "rslave"
+        created = box.create("sleep", "100")
+        box.handler.start(box.container_id)
+        subprocess.run(["mount", "-t", "tmpfs", "late", str(box.rootfs / "data")], check=True)
+        (box.rootfs / "data" / "late").touch()
+        assert box.exec("ls", "/data").output == "late\n"
+        subprocess.run(["umount", str(box.rootfs / "data")], check=True)
+        assert box.exec("ls", "/data").output == ""
+        box.discard(created)
+    finally:
+        subprocess.run(["umount", "-R", str(box.rootfs)], check=True)
+
+
 def test_shared_root_propagates_to_the_host(box: Box, tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "inner").mkdir(parents=True)

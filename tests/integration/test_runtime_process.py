@@ -10,6 +10,7 @@ import pytest
 from runtime_bundle import Box
 
 from sampan.errors import StageFailed, Unsupported
+from sampan.runtime.handler import Stdio
 
 pytestmark = pytest.mark.root
 
@@ -141,14 +142,61 @@ def test_loopback_is_up(box: Box) -> None:
     assert box.sh("cat /sys/class/net/lo/flags") == "0x9"
 
 
-def test_scheduler_and_io_priority(box: Box) -> None:
-    box.process["scheduler"] = {"policy": "SCHED_BATCH", "nice": 5}
-    box.process["ioPriority"] = {"class": "IOPRIO_CLASS_IDLE", "priority": 0}
+def _io_priority(pid: int) -> tuple[int, int]:
+    """Class and level of ioprio_get(2)."""
+    import ctypes
+
+    number = 252 if os.uname().machine == "x86_64" else 31
+    value = ctypes.CDLL(None).syscall(number, 1, pid)
+    return value >> 13, value & 0x1FFF
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "policy", "nice"),
+    [
+        ({"policy": "SCHED_BATCH", "nice": 5}, os.SCHED_BATCH, 5),
+        ({"policy": "SCHED_IDLE", "nice": 5}, os.SCHED_IDLE, None),
+        (
+            {"policy": "SCHED_OTHER", "flags": ["SCHED_FLAG_RESET_ON_FORK"]},
+            os.SCHED_OTHER | os.SCHED_RESET_ON_FORK,
+            0,
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("priority", "found"),
+    [
+        ({"class": "IOPRIO_CLASS_IDLE", "priority": 0}, (3, 0)),
+        ({"class": "IOPRIO_CLASS_BE", "priority": 6}, (2, 6)),
+        ({"class": "IOPRIO_CLASS_RT", "priority": 1}, (1, 1)),
+    ],
+)
+def test_scheduler_and_io_priority(
+    box: Box,
+    scheduler: dict[str, object],
+    policy: int,
+    nice: int | None,
+    priority: dict[str, object],
+    found: tuple[int, int],
+) -> None:
+    box.process["scheduler"] = scheduler
+    box.process["ioPriority"] = priority
     created = box.create("sleep", "100")
     box.handler.start(box.container_id)
-    assert os.sched_getscheduler(created.pid) == os.SCHED_BATCH
-    assert os.getpriority(os.PRIO_PROCESS, created.pid) == 5
+    inside = box.handler.exec(box.container_id, {**box.process, "args": ["sleep", "100"]}, Stdio())
+    for pid in (created.pid, inside.pid):
+        assert os.sched_getscheduler(pid) == policy
+        assert nice is None or os.getpriority(os.PRIO_PROCESS, pid) == nice
+        assert _io_priority(pid) == found
+    box.handler.kill(box.container_id, 9)
+    os.waitpid(inside.pid, 0)
     box.discard(created)
+
+
+def test_what_the_scheduler_refuses_is_named(box: Box) -> None:
+    box.process["scheduler"] = {"policy": "SCHED_DEADLINE", "runtime": 5, "deadline": 3, "period": 1}
+    with pytest.raises(StageFailed, match="set scheduler: E"):
+        box.create("true")
 
 
 def test_exec_cpu_affinity(box: Box) -> None:
@@ -167,18 +215,41 @@ def test_personality(box: Box) -> None:
     box.discard(created)
 
 
-def test_memory_policy(box: Box) -> None:
-    box.linux["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0"}
+@pytest.mark.parametrize(
+    ("policy", "found"),
+    [
+        ({"mode": "MPOL_BIND", "nodes": "0"}, " bind:0 "),
+        ({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]}, " bind=static:0 "),
+        ({"mode": "MPOL_INTERLEAVE", "nodes": "0", "flags": ["MPOL_F_RELATIVE_NODES"]}, " interleave=relative:0 "),
+        ({"mode": "MPOL_PREFERRED", "nodes": "0"}, " prefer:0 "),
+        ({"mode": "MPOL_LOCAL"}, " local "),
+        ({"mode": "MPOL_DEFAULT"}, " default "),
+    ],
+)
+def test_memory_policy(box: Box, policy: dict[str, object], found: str) -> None:
+    box.linux["memoryPolicy"] = policy
     created = box.create("sleep", "100")
     with open(f"/proc/{created.pid}/numa_maps") as file:
-        assert "bind:0" in file.read()
+        assert found in file.read()
     box.discard(created)
+
+
+def test_a_memory_policy_that_the_kernel_refuses_is_named(box: Box) -> None:
+    box.linux["memoryPolicy"] = {"mode": "MPOL_BIND"}
+    with pytest.raises(StageFailed, match="set memory policy: EINVAL"):
+        box.create("true")
 
 
 def test_time_namespace_has_its_offsets(box: Box) -> None:
     box.linux["namespaces"].append({"type": "time"})
     box.linux["timeOffsets"] = {"boottime": {"secs": 100000000, "nanosecs": 5}, "monotonic": {"secs": 7}}
-    assert float(box.sh("cut -d' ' -f1 /proc/uptime")) > 100000000
+    created = box.create("sleep", "100")
+    with open(f"/proc/{created.pid}/timens_offsets") as file:
+        said = [line.split() for line in file]
+    assert said == [["monotonic", "7", "0"], ["boottime", "100000000", "5"]]
+    box.handler.start(box.container_id)
+    assert float(box.exec("cut", "-d ", "-f1", "/proc/uptime").output) > 100000000
+    box.discard(created)
 
 
 def test_namespaces_joined_by_path(box: Box, tmp_path: Path) -> None:

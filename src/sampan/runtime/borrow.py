@@ -61,6 +61,8 @@ def possible_inside(config: RuntimeConfig, program: Program) -> bool:
         and not process.get("terminal")
         and not any(one["type"] == "RLIMIT_NPROC" for one in process.get("rlimits") or [])
         and not process.get("execCPUAffinity")
+        # The second clone would lose what is reset by a fork.
+        and not (process.get("scheduler") or {}).get("flags")
         # Who may trace processes in the container could read and write the caller's memory.
         and not may_trace(config)
         and programs.trampoline(program) >= 0

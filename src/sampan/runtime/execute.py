@@ -202,7 +202,8 @@ class _Execution:
         is inside, only joins the cgroups and executes. (A security module's label keeps tracers away by itself, and
         could not be set so.)
         """
-        if not borrow.may_trace(self._config) or labels.given(self._process) or program.trampoline(made) < 0:
+        resets = (self._process.get("scheduler") or {}).get("flags")  # by a fork
+        if not borrow.may_trace(self._config) or labels.given(self._process) or resets or program.trampoline(made) < 0:
             return False
         trace.step("clone process")
         assert self._launch is not None

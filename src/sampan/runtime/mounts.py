@@ -73,11 +73,13 @@ class Prepared:
 class PreparedMounts:
     """The root and every mount, with the descriptors they hold."""
 
-    __slots__ = ("cgroups", "mounts", "propagation", "root", "root_path", "warnings")
+    __slots__ = ("cgroups", "follows", "mounts", "propagation", "root", "root_path", "warnings")
 
-    def __init__(self, root_path: str, propagation: tuple[int, bool]) -> None:
+    def __init__(self, root_path: str, propagation: tuple[int, bool], *, follows: bool) -> None:
         self.root_path = root_path
         self.propagation = propagation
+        #: What the host mounts later below its path of the root is seen inside, as the configuration asks.
+        self.follows = follows
         self.root = -1
         self.mounts: list[Prepared] = []
         #: The container's own groups, for a mount of type cgroup: (name of the directory, detached mount).
@@ -93,8 +95,9 @@ class PreparedMounts:
         try:
             if not stat.S_ISDIR(os.fstat(root).st_mode):
                 raise NotADirectoryError(20, os.strerror(20), self.root_path)
-            # The root must be private until it is pivoted to: pivot_root(2) refuses a shared one.
-            m.set_attributes(root, propagation=m.MS_PRIVATE)
+            if not self.follows:
+                # A shared one is so again once it is pivoted to, in a peer group of its own.
+                m.set_attributes(root, propagation=m.MS_PRIVATE)
             _isolate(root, self.propagation)
         except BaseException:
             os.close(root)
@@ -126,7 +129,7 @@ def prepare(
     name = linux.get("rootfsPropagation") or ""
     propagation = mount_options.PROPAGATION[name] if name else DEFAULT_PROPAGATION
     root_path = os.path.join(bundle, config["root"]["path"])
-    prepared = PreparedMounts(root_path, propagation)
+    prepared = PreparedMounts(root_path, propagation, follows=bool(name) and propagation[0] == m.MS_SLAVE)
     users = any(one["type"] == "user" for one in linux.get("namespaces") or [])
     if users and os.geteuid() != 0:
         # Who is nobody's root here is one in the container's user namespace: all of it is opened there.

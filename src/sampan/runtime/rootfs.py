@@ -57,7 +57,10 @@ class Rootfs:
             make_parent_private(self._prepared.root_path)
         else:
             kind = m.MS_PRIVATE if kind == m.MS_UNBINDABLE else kind
-            m.mount(None, "/", None, kind | (m.MS_REC if recursive or kind == m.MS_SLAVE else 0))
+            recursive = recursive or kind == m.MS_SLAVE
+            m.mount(None, "/", None, kind | (m.MS_REC if recursive else 0))
+            if not recursive:
+                make_parent_private(self._prepared.root_path)  # or pivot_root(2) refuses
         if self.fd < 0:
             self._prepared.open_root()
             self.fd = self._prepared.root
