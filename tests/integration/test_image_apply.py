@@ -196,9 +196,17 @@ def test_layers_on_layers(
         [member("loop", type=SYMLINK, linkname="loop"), member("loop/x", b"")],
         [member("n" * 256, b"")],
         [member("x", b"", uid=1 << 33)],
+        [member("x", b"", mtime=1 << 70)],
+        [member("a/" * 300 + "x", b"")],
+        [member("d/", type=DIRECTORY), member("x", type=HARD_LINK, linkname="d")],
+        [member("x", type=HARD_LINK, linkname="x")],
+        [member("x", b"", pax_headers={f"SCHILY.xattr.user.{name}": "x" * 60_000 for name in "abcdef"})],
+        [member("x", b"", pax_headers={"SCHILY.xattr.user.a\0b": "x"})],
+        [member("x", b"0\n".ljust(512, b"\0"), pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0",
+                                                            "GNU.sparse.realsize": str(1 << 60)})],
         [member("", b"x")],
     ],
-)
+)  # fmt: skip
 def test_attacks_are_refused_and_leave_nothing(
     store: Store, tmp_path: Path, members: list[tuple[tarfile.TarInfo, bytes]]
 ) -> None:

@@ -69,6 +69,44 @@ def test_a_child_sees_its_parents_and_changes_none(store: Store, tmp_path: Path)
         assert (root / "d/b").read_text() == "changed"
 
 
+def test_holes_stay_holes_and_links_stay_links(store: Store, tmp_path: Path) -> None:
+    with mounted(store.snapshots.prepare("work"), tmp_path) as root:
+        (root / "d").mkdir()
+        with (root / "d/holes").open("wb") as file:
+            for offset in (0, 3 << 20, 1 << 40):
+                file.seek(offset)
+                file.write(b"data")
+            file.truncate((1 << 40) + (1 << 20))
+        os.link(root / "d/holes", root / "again")
+        os.setxattr(root / "d/holes", "user.note", b"x")
+        os.utime(root / "d/holes", ns=(1, 1_234_567_891))
+    store.snapshots.commit("one", "work")
+    with mounted(store.snapshots.prepare("top", "one"), tmp_path) as root:
+        status = (root / "d/holes").stat()
+        assert (status.st_size, status.st_mtime_ns, status.st_nlink) == ((1 << 40) + (1 << 20), 1_234_567_891, 2)
+        assert status.st_blocks * 512 < 1 << 20
+        assert os.path.samefile(root / "d/holes", root / "again")
+        assert os.getxattr(root / "again", "user.note") == b"x"
+        with (root / "again").open("rb") as file:
+            for offset, length in ((0, 4), (3 << 20, 4), (1 << 40, 4), (100, 4)):
+                file.seek(offset)
+                assert file.read(length) == (b"data" if offset != 100 else bytes(4))
+
+
+def test_what_a_container_nests_too_deep_is_measured_and_removed(store: Store, tmp_path: Path) -> None:
+    with mounted(store.snapshots.prepare("top"), tmp_path) as root:
+        fd = os.open(root, os.O_RDONLY)
+        for _ in range(1200):  # more than the interpreter's stack holds
+            os.mkdir("deep", dir_fd=fd)
+            below = os.open("deep", os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        os.close(fd)
+    assert store.snapshots.usage("top").inodes == 1201
+    store.snapshots.remove("top")
+    assert os.listdir(store.snapshots.root) == ["lock"]
+
+
 def test_kinds_and_order(store: Store, tmp_path: Path) -> None:
     layer(store, tmp_path, "one", "", "a")
     store.snapshots.prepare("top", "one", labels={"k": "v"})

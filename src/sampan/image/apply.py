@@ -250,6 +250,8 @@ class Applier:
             status = os.lstat(name, dir_fd=source)
             if _is_whiteout(status) and not self._merged:
                 raise FileNotFoundError(errno.ENOENT, "is a whiteout", name)
+            if stat.S_ISDIR(status.st_mode):
+                raise Corrupt(f'layer: hard link "{show(entry.name)}" leads to a directory')
             os.link(name, base, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             if not self._merged:
