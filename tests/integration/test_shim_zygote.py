@@ -113,6 +113,18 @@ def test_a_worker_returns_and_raises_and_is_killed(zygote: Zygote) -> None:
         zygote.run_worker("sampan.shim.zygote:echo", {"a": "x" * 1_000_000})
 
 
+def test_a_worker_that_is_closed_has_ended(zygote: Zygote) -> None:
+    """Or it would still write to a layer's directory that is being removed."""
+    for _ in range(10):
+        worker = zygote.run_worker("sampan.shim.zygote:stay", {})
+        own = os.dup(worker.pidfd)
+        worker.close()
+        poll = select.poll()
+        poll.register(own, select.POLLIN)
+        assert poll.poll(0)
+        os.close(own)
+
+
 def test_workers_end_with_their_zygote() -> None:
     zygote = Zygote.start()
     worker = zygote.run_worker("sampan.shim.zygote:stay", {})

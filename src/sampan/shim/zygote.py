@@ -88,8 +88,12 @@ class Worker:
                 pass
 
     def close(self) -> None:
-        """End it if it runs, and let go of it; a second call does nothing."""
+        """End it if it runs, and let go of it: it writes nothing any more. A second call does nothing."""
         self.kill()
+        if self.pidfd >= 0:
+            poll = select.poll()
+            poll.register(self.pidfd, select.POLLIN)
+            poll.poll()
         for fd in (self.pidfd, self._pipe):
             if fd >= 0:
                 os.close(fd)
