@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,13 @@ def of(pod: str, netns: str = "", ifname: str = "eth0") -> dict[str, str]:
 
 def named(conf: dict[str, Any], version: str = "1.1.0") -> dict[str, Any]:
     return {"cniVersion": version, "name": "net", **conf}
+
+
+def test_it_imports_little() -> None:
+    """It is started for each call: what few calls need is imported by those."""
+    program = "import sys, sampan.cli.cni; print(*sys.modules)"
+    found = set(subprocess.check_output([sys.executable, "-c", program], text=True).split())
+    assert not found & {"argparse", "asyncio", "click", "dataclasses", "grpc", "json", "logging", "subprocess"}
 
 
 @pytest.mark.parametrize("kind", sorted(plugins.TYPES))

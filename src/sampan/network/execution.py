@@ -2,20 +2,22 @@
 
 A plugin that hangs, prints garbage or dies is reported as that. What it prints is bounded; its standard error is kept:
 in the error, or in the log when it did what it was asked. Its whole process group ends with the deadline.
+
+What runs processes is imported when one is run: ``sampan-cni`` itself seldom does, and is started for each call.
 """
 
 import os
-import selectors
-import signal
-import subprocess
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sampan.errors import Corrupt, NotFound, SampanError, StageFailed, TimedOut
 from sampan.linux.process import pidfd_open
 from sampan.spec import cni
+
+if TYPE_CHECKING:
+    import subprocess
 
 #: Seconds that one call may take.
 DEADLINE = 60.0
@@ -127,6 +129,8 @@ def _log(text: str) -> None:
 
 
 def _signal_name(number: int) -> str:
+    import signal
+
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -136,6 +140,9 @@ def _signal_name(number: int) -> str:
 def _communicate(
     binary: str, command: str, environment: dict[str, str], document: bytes, deadline: float
 ) -> tuple[int, bytes, bytes]:
+    import signal
+    import subprocess
+
     try:
         # A session of its own, so that what it leaves running ends with it.
         process = subprocess.Popen(
@@ -176,6 +183,8 @@ def _pump(
     process: "subprocess.Popen[bytes]", document: bytes, until: float, output: bytearray, said: bytearray
 ) -> None:
     """Write the document, read both outputs, until the process has ended: not until every heir of its pipes has."""
+    import selectors
+
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None  # noqa: PT018
     pidfd = pidfd_open(process.pid)
     left = memoryview(document)

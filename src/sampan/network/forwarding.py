@@ -8,14 +8,16 @@ again.
 """
 
 import errno
-import shutil
-import subprocess
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 from sampan.errors import StageFailed, TimedOut, Unsupported, WrongState
 from sampan.network import firewalld, nft
 from sampan.network.call import Call
 from sampan.network.state import Owner, State
+
+if TYPE_CHECKING:
+    import subprocess
 
 _FACT = "forward/"
 CHAIN = "CNI-FORWARD"
@@ -32,6 +34,8 @@ def program(version: int) -> str:
     name = "iptables" if version == 4 else "ip6tables"
     chain = nft.find_chain("filter", "FORWARD", 2 if version == 4 else 10)
     if chain is not None and chain.drops:
+        import shutil
+
         return f"{name}-nft" if shutil.which(f"{name}-nft") else name
     try:
         with open(_LEGACY_TABLES[version], encoding="ascii") as file:
@@ -160,7 +164,9 @@ def tidy() -> None:
 # The program.
 
 
-def _call(words: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+def _call(words: list[str], text: str = "") -> "subprocess.CompletedProcess[str]":
+    import subprocess
+
     try:
         return subprocess.run(words, input=text, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except FileNotFoundError:
@@ -190,7 +196,7 @@ def _restore(name: str, rules: list[str]) -> None:
     _raise(_call([f"{name}-restore", "-w", _WAIT, "-n"], text), f"add rules to {CHAIN}")
 
 
-def _raise(done: subprocess.CompletedProcess[str], what: str) -> None:
+def _raise(done: "subprocess.CompletedProcess[str]", what: str) -> None:
     if done.returncode:
         first = (done.stderr.strip().splitlines() or ["no reason given"])[0]
         raise StageFailed(what, OSError(errno.EINVAL, first))

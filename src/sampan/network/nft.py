@@ -26,7 +26,6 @@ The skeleton goes through libnftables, by ctypes; where the library is missing t
 import ctypes
 import errno
 import os
-import subprocess
 import threading
 from collections.abc import Iterable, Sequence
 
@@ -314,6 +313,8 @@ def _run_library(library: ctypes.CDLL, commands: str) -> str:
 
 
 def _run_program(commands: str) -> str:
+    import subprocess
+
     try:
         done = subprocess.run(
             ["nft", "-f", "-"], input=commands, capture_output=True, text=True, timeout=_NFT_SECONDS, check=False
