@@ -119,11 +119,13 @@ def test_a_failure_at_any_step_of_create_leaves_nothing(box: Box, borrows: bool)
     assert _everything(box) == before
 
 
-@pytest.mark.parametrize("way", ["forks", "borrows", "steps inside"])
+@pytest.mark.parametrize("way", ["forks", "borrows", "steps inside", "stays outside"])
 def test_a_failure_at_any_step_of_exec_leaves_the_container_as_it_was(box: Box, way: str) -> None:
     _prepare(box)
     if way == "steps inside":
         box.process["terminal"] = False
+    if way == "stays outside":
+        box.process["capabilities"]["bounding"].append("CAP_SYS_PTRACE")
     options = Options(expendable=way == "borrows")
     created = box.create("sleep", "100")
     box.handler.start(box.container_id)
