@@ -6,12 +6,13 @@ and name alone.
 
 import os
 import posixpath
-import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from sampan.engine.model import PodRecord
 from sampan.errors import InvalidInput, StageFailed
+from sampan.linux import tree
 from sampan.linux.resolve import openat2
 from sampan.runtime.copy_up import copy_tree
 
@@ -118,5 +119,6 @@ def zone(name: str, mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def remove(root: str, container_id: str) -> None:
-    """Remove a container's volumes; none is no error."""
-    shutil.rmtree(directory(root, container_id), ignore_errors=True)
+    """Remove a container's volumes, however deep it nested what is in them; none is no error."""
+    with suppress(OSError):
+        tree.remove(directory(root, container_id))
