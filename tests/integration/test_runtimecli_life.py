@@ -53,6 +53,17 @@ def test_create_start_state_kill_delete(runtime: Runtime) -> None:
     runtime.run("delete", "-f", "c1")
 
 
+def test_no_container_gets_hold_of_the_machines_interpreter(runtime: Runtime) -> None:
+    """With a startContainer hook the runtime's own process executes the program: its /proc/self/exe must be a copy."""
+    runtime.config["hooks"] = {"startContainer": [{"path": "/bin/busybox", "args": ["busybox", "true"]}]}
+    runtime.configure("sleep", "1000")
+    create = runtime.command("create", "c1")
+    subprocess.run(create, cwd=runtime.bundle, stdin=-3, stdout=-3, stderr=-3, check=True)
+    assert os.readlink(f"/proc/{runtime.state('c1')['pid']}/exe").startswith("/memfd:")
+    runtime.run("start", "c1")
+    assert runtime.state("c1")["status"] == "running"
+
+
 def test_the_launcher_answers_state_as_python_does(runtime: Runtime, tmp_path: Path) -> None:
     """A copy of the launcher that has no Python beside it."""
     launcher = tmp_path / "alone"

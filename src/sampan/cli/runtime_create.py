@@ -7,6 +7,7 @@ import os
 from sampan.cli.runtime import Context, container_id
 from sampan.cli.runtime_answer import keep
 from sampan.cli.runtime_options import FLAG, NUMBER, VALUE, Option, Parsed
+from sampan.cli.runtime_seal import seal_to_create
 from sampan.errors import InvalidInput, SampanError, StageFailed
 from sampan.runtime.handler import Stdio
 from sampan.runtime.native import read_config
@@ -45,6 +46,7 @@ def command_create(context: Context, parsed: Parsed) -> int:
     bundle = parsed.value("bundle") or os.getcwd()
     config = _config(bundle)
     _check(config, parsed, detach=True)
+    seal_to_create(config)
     _create(context, parsed, name, bundle, config)
     keep(context.handler(), name)
     return 0
@@ -65,6 +67,7 @@ def command_run(context: Context, parsed: Parsed) -> int:
     _check(config, parsed, detach=detach)
     if not config.get("process"):
         raise InvalidInput("is required: there is nothing to run", field="process")
+    seal_to_create(config)
     handler = context.handler()
     if not detach and not parsed.flag("no-subreaper"):
         from sampan.linux.process import become_subreaper

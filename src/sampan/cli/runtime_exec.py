@@ -5,6 +5,7 @@ from __future__ import annotations
 from sampan.cli.runtime import Context, container_id
 from sampan.cli.runtime_create import check_console, listen_fds, process_options, write_pid_file
 from sampan.cli.runtime_options import FLAG, LIST, NUMBER, VALUE, Option, Parsed, to_number
+from sampan.cli.runtime_seal import seal_to_exec
 from sampan.errors import InvalidInput, SampanError
 from sampan.runtime.handler import Stdio
 from sampan.runtime.native import read_config
@@ -40,8 +41,8 @@ def command_exec(context: Context, parsed: Parsed) -> int:
     name = container_id(parsed, exactly=False)
     handler = context.handler()
     config = handler.config(name)
-    seal_interpreter(config)
     process = _process(config, parsed)
+    seal_to_exec(config, process)
     detach = parsed.flag("detach")
     check_console(process, parsed.value("console-socket"), detach=detach)
     options = process_options(context, parsed)
@@ -66,25 +67,6 @@ def command_exec(context: Context, parsed: Parsed) -> int:
     from sampan.cli.runtime_foreground import Foreground
 
     return Foreground(created).wait()
-
-
-def seal_interpreter(config: dict[str, Any]) -> None:
-    """Start anew from a sealed copy of the interpreter, where the container could reach the machine's own.
-
-    Whoever may trace processes may open what they execute, and write to it once they have ended (CVE-2019-5736).
-    """
-    from sampan.runtime.borrow import may_trace
-
-    if not may_trace(config):  # type: ignore[arg-type]
-        return
-    import os
-    import sys
-
-    if os.readlink("/proc/self/exe").startswith("/memfd:"):
-        return
-    from sampan.shim.interpreter import real_executable, sealed_copy
-
-    os.execve(sealed_copy(real_executable()), sys.orig_argv, os.environ)
 
 
 def _process(config: dict[str, Any], parsed: Parsed) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The trampoline: 200 bytes of program between the runtime and the container's own.
+"""The trampoline: 300 bytes of program between the runtime and the container's own.
 
 Once a container is set up, its init does not execute the user's program but this one, from a sealed memory file.
 It waits for ``start`` where that is asked, executes the user's program, and reports why it could not. So:
