@@ -113,6 +113,42 @@ class TestGoPlugins:
             assert other.reaches("192.168.77.1", 8080)
         network.detach(nets, "pod")
 
+    def test_our_chained_plugins_behind_their_bridge(self, machine: Machine, tmp_path: Path) -> None:
+        """As flannel's conflist has it: a program makes the interface, built-in plugins do the rest."""
+        outside = {**bridge(tmp_path), "hairpinMode": True, "sampan": "external"}
+        inner = [
+            {"type": "portmap", "capabilities": {"portMappings": True}},
+            {"type": "bandwidth", "capabilities": {"bandwidth": True}},
+            {"type": "tuning", "sysctl": {"net.core.somaxconn": "321"}, "mtu": 1280},
+            {"type": "firewall"},
+        ]
+        machine.run("iptables -P FORWARD DROP")
+        before = machine.run("iptables -S")
+        nets = networks(tmp_path, {"cniVersion": "1.0.0", "name": "net", "plugins": [outside, *inner]})
+        pod, other = machine.place(), machine.neighbour()
+        attachment = Attachment(
+            container_id="pod",
+            netns=pod.path,
+            port_mappings=(PortMapping(80, 8080),),
+            bandwidth=network.Bandwidth(80_000_000, 8_000_000, 80_000_000, 8_000_000),
+        )
+        network.attach(nets, attachment)
+        with pod.serve(80), other.serve(81):
+            assert other.ask("192.168.77.1", 8080) == "192.168.77.2"
+            assert machine.reaches("127.0.0.1", 8080)
+            assert pod.ask("192.168.77.1", 8080) == "10.44.0.1"
+            assert pod.ask("192.168.77.2", 81) == "192.168.77.1"
+        assert pod.run("cat /proc/sys/net/core/somaxconn").strip() == "321"
+        assert pod.ip("link show eth0")[0]["mtu"] == 1280
+        assert machine.run("tc qdisc show").count("rate 80Mbit") == 2
+        network.check(nets, "pod")
+        network.detach(nets, "pod", netns_ends=False)
+        assert network_world.nft_elements(machine, nets) == {}
+        assert [link["ifname"] for link in pod.ip("link show")] == ["lo"]
+        assert not any(link["ifname"].startswith(("veth", "bwp")) for link in machine.ip("link show"))
+        assert network.tidy(nets)
+        assert machine.run("iptables -S") == before
+
     def test_addresses_that_they_hold_are_left_to_them(self, machine: Machine, tmp_path: Path) -> None:
         (tmp_path / "go-leases/net").mkdir(parents=True)
         (tmp_path / "go-leases/net/10.44.0.2").write_text("somebody\neth0")

@@ -469,6 +469,31 @@ class TestFirewall:
         chain = [{**CONFIGURATIONS["bridge"][0]}, {"type": "firewall"}]
         return load(tmp_path, chain, how="in process")
 
+    @pytest.mark.parametrize("first", ["portmap", "firewall"])
+    def test_host_ports_where_forward_drops(self, machine: Machine, tmp_path: Path, first: str) -> None:
+        """Beside Docker, say, whose policy would keep other hosts from them; in whatever order the plugins come."""
+        for program in ("iptables", "ip6tables"):
+            machine.run(f"{program} -P FORWARD DROP")
+        before = machine.run("iptables -S") + machine.run("ip6tables -S")
+        bridge = {"type": "bridge", "bridge": "br0", "isGateway": True, "ipMasq": True, "ipam": DUAL}
+        rest: list[dict[str, Any]] = [
+            {"type": "portmap", "capabilities": {"portMappings": True}},
+            {"type": "firewall"},
+        ]
+        chain = [bridge, *(rest if first == "portmap" else reversed(rest))]
+        nets, pod, other = load(tmp_path, chain, how="in process"), machine.place(), machine.neighbour()
+        ports = (PortMapping(80, 8080), PortMapping(81, 8081))
+        network.attach(nets, Attachment(container_id="a", netns=pod.path, port_mappings=ports))
+        with pod.serve(80), pod.serve(81, family=socket.AF_INET6), pod.serve(82):
+            assert other.ask("192.168.77.1", 8080) == "192.168.77.2"
+            assert other.ask("fd77::1", 8081) == "fd77::2"
+            other.run("ip route add 10.62.0.0/24 via 192.168.77.1")
+            assert not other.reaches("10.62.0.20", 82)
+        network.check(nets, "a")
+        network.detach(nets, "a", netns_ends=False)
+        assert network.tidy(nets)
+        assert machine.run("iptables -S") + machine.run("ip6tables -S") == before
+
     def test_a_flushed_chain_is_filled_again(self, machine: Machine, dropping: Networks) -> None:
         one, two, other = machine.place(), machine.place(), machine.neighbour()
         network.attach(dropping, Attachment(container_id="a", netns=one.path))

@@ -2,7 +2,8 @@
 
 Docker, ufw and others set that policy, and no accept in our own table can overrule another table's drop. So the
 ``firewall`` plugin, whose job this is, adds what the standard plugin adds, by the ``iptables`` program and in the same
-chains: ``FORWARD`` -> ``CNI-FORWARD`` -> the administrator's ``CNI-ADMIN``. Where nothing drops, nothing is added.
+chains: ``FORWARD`` -> ``CNI-FORWARD`` -> the administrator's ``CNI-ADMIN``. A container with host ports gets one rule
+more, which the standard plugin lacks: it lets through what was translated. Where nothing drops, nothing is added.
 What was added is kept as facts, so that leaving needs no configuration, and a chain that somebody flushed is filled
 again.
 """
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _FACT = "forward/"
 CHAIN = "CNI-FORWARD"
 ADMIN = "CNI-ADMIN"
+#: Behind an address in a fact: its container has host ports.
+_PORTS = "+ports"
 _JUMP = ("FORWARD", "-m", "comment", "--comment", "CNI firewall plugin rules", "-j", CHAIN)
 _SECONDS = 30
 #: Seconds that the program waits for others of its kind.
@@ -66,7 +69,7 @@ def obstacles() -> list[tuple[str, str]]:
 
 
 def let_through(call: Call, addresses: list[str], admin: str, *, always: bool) -> None:
-    """Have FORWARD accept what these addresses send, and answers to it.
+    """Have FORWARD accept what these addresses send, and answers to it; and what host ports turn to them.
 
     Args:
         call: The plugin's turn.
@@ -79,8 +82,9 @@ def let_through(call: Call, addresses: list[str], admin: str, *, always: bool) -
         StageFailed: It refused.
     """
     state = call.session.state
+    ports = _PORTS if state.rules(call.owner, "portmap") else ""
     for version in (4, 6):
-        own = [address for address in addresses if ip_address(address).version == version]
+        own = [address + ports for address in addresses if ip_address(address).version == version]
         name = program(version) if own else ""
         if own and always and not name:
             name = "iptables" if version == 4 else "ip6tables"
@@ -92,8 +96,24 @@ def let_through(call: Call, addresses: list[str], admin: str, *, always: bool) -
             _restore(name, [rule for address in own for rule in _rules("-A", address)])
 
 
+def let_ports_through(call: Call) -> None:
+    """Have FORWARD accept what host ports turn to a container, if its packets were let through before it had any."""
+    state = call.session.state
+    for fact in _facts(state, call.owner):
+        words = [word.removesuffix(_PORTS) + _PORTS for word in state.fact(fact).split()]
+        if words == state.fact(fact).split():
+            continue
+        with state.transaction() as database:
+            state.put_fact(database, fact, " ".join(words))
+            _restore(_program_of(fact), [rule for word in words for rule in _rules("-A", word)[2:]])
+
+
 def _tail(owner: Owner) -> str:
     return f"{owner.network}/{owner.container}/{owner.ifname}"
+
+
+def _facts(state: State, owner: Owner) -> list[str]:
+    return [name for name in state.facts(_FACT) if name.endswith(f"/{_tail(owner)}")]
 
 
 def _make_chains(name: str, admin: str, state: State) -> None:
@@ -109,17 +129,21 @@ def _make_chains(name: str, admin: str, state: State) -> None:
         _run(name, "-I", *_JUMP)
 
 
-def _rules(how: str, address: str) -> tuple[str, str]:
+def _rules(how: str, word: str) -> list[str]:
+    address = word.removesuffix(_PORTS)
     whole = f"{address}/{ip_address(address).max_prefixlen}"
-    return (
+    rules = [
         f"{how} {CHAIN} -d {whole} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         f"{how} {CHAIN} -s {whole} -j ACCEPT",
-    )
+    ]
+    if word != address:
+        rules.append(f"{how} {CHAIN} -d {whole} -m conntrack --ctstate DNAT -j ACCEPT")
+    return rules
 
 
 def shut(state: State, owner: Owner) -> None:
     """Take the rules of a container away; none is no error."""
-    for fact in [name for name in state.facts(_FACT) if name.endswith(f"/{_tail(owner)}")]:
+    for fact in _facts(state, owner):
         with state.transaction() as database:
             _delete(_program_of(fact), state.fact(fact).split())
             state.drop_fact(database, fact)
@@ -129,9 +153,9 @@ def _program_of(fact: str) -> str:
     return fact.removeprefix(_FACT).split("/")[0]
 
 
-def _delete(name: str, addresses: list[str]) -> None:
-    for address in addresses:
-        for rule in _rules("-D", address):
+def _delete(name: str, words: list[str]) -> None:
+    for word in words:
+        for rule in _rules("-D", word):
             while _ok(name, *rule.split()):
                 pass
 
@@ -143,9 +167,10 @@ def check(call: Call) -> None:
         WrongState: One is gone.
     """
     state = call.session.state
-    for fact in [name for name in state.facts(_FACT) if name.endswith(f"/{_tail(call.owner)}")]:
-        for address in state.fact(fact).split():
-            if not all(_ok(_program_of(fact), *rule.split()) for rule in _rules("-C", address)):
+    for fact in _facts(state, call.owner):
+        for word in state.fact(fact).split():
+            if not all(_ok(_program_of(fact), *rule.split()) for rule in _rules("-C", word)):
+                address = word.removesuffix(_PORTS)
                 raise WrongState(f"FORWARD of iptables no longer lets {address} through", hint="add the pod anew")
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from sampan.errors import InvalidInput, WrongState
-from sampan.network import interface
+from sampan.network import forwarding, interface
 from sampan.network.call import Call
 from sampan.network.masquerade import hairpin_elements, host_ports
 from sampan.network.netns import set_sysctl
@@ -137,6 +137,7 @@ def add(call: Call) -> Result:
     else:
         host_ports(call, elements, (), conf.exceptions())
     _forget_stale(call, ports)
+    forwarding.let_ports_through(call)
     return previous
 
 
