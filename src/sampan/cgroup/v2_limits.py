@@ -93,8 +93,9 @@ def weight_of_shares(shares: int) -> int:
 
 
 def _cpu(files: _Files, cpu: dict[str, Any]) -> None:
-    if cpu.get("realtimePeriod") or cpu.get("realtimeRuntime"):
-        raise Unsupported("linux.resources.cpu.realtimeRuntime: cgroup v2 has no real-time limits")
+    for key in ("realtimeRuntime", "realtimePeriod"):
+        if cpu.get(key):
+            raise Unsupported(f"linux.resources.cpu.{key}: cgroup v2 has no real-time limits")
     if cpu.get("idle") is not None:
         files.put("cpu.idle", cpu["idle"], "cpu.idle")
     if cpu.get("shares") and not cpu.get("idle"):  # an idle group has no weight of its own
