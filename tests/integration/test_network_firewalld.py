@@ -117,6 +117,8 @@ def test_one_that_forgets_and_one_that_ends(
     zone("removeSource", f"{address}/32")
     with pytest.raises(WrongState, match="no longer has"):
         network.check(nets, "a")
+    assert network.reconcile(nets, {"a"}).rules_restored == 1
+    network.check(nets, "a")
     firewalld.terminate()
     firewalld.wait(20)
     network.detach(nets, "a", netns_ends=False)

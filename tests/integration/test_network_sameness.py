@@ -507,6 +507,21 @@ class TestFirewall:
             assert one.reaches("192.168.77.2", 80)
             assert two.reaches("192.168.77.2", 80)
 
+    def test_reconcile_puts_back_what_was_flushed(self, machine: Machine, dropping: Networks) -> None:
+        pod, other = machine.place(), machine.neighbour()
+        network.attach(dropping, Attachment(container_id="a", netns=pod.path))
+        machine.run("iptables -F CNI-FORWARD")
+        with other.serve(80):
+            assert not pod.reaches("192.168.77.2", 80)
+            assert network.reconcile(dropping, {"a"}).rules_restored == 2
+            assert pod.reaches("192.168.77.2", 80)
+            machine.run("iptables -F")
+            machine.run("iptables -X CNI-FORWARD")
+            assert network.reconcile(dropping, {"a"}).rules_restored == 2
+            assert pod.reaches("192.168.77.2", 80)
+        assert network.reconcile(dropping, {"a"}) == network.Reconciled()
+        network.check(dropping, "a")
+
     def test_nothing_of_it_stays(self, machine: Machine, dropping: Networks) -> None:
         before = machine.run("iptables -S")
         network.attach(dropping, Attachment(container_id="a", netns=machine.place().path))

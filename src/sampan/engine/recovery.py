@@ -36,7 +36,7 @@ def recover(engine: "Engine") -> None:
         elif pod.state == "ready" and _adopt(engine, pod):
             live.add(pod.id)
     for error in network.reconcile(engine.networks, lambda: _owners(engine, live)).errors:
-        logging.getLogger("sampan.network").warning("not freed: %s", error)
+        logging.getLogger("sampan.network").warning("left to a later reconcile: %s", error)
 
 
 def _owners(engine: "Engine", live: set[str]) -> set[str]:

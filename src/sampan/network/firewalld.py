@@ -2,7 +2,8 @@
 
 firewalld rejects what is forwarded between its zones, and writes its tables anew whenever it likes, so that it must be
 asked, on the system bus, as the standard ``firewall`` plugin asks it: ``addSource`` and ``removeSource`` of the zone
-``trusted``. What was asked is kept as facts. firewalld forgets it when it ends or is reloaded, and so do we.
+``trusted``. What was asked is kept as facts. firewalld forgets it when it ends or is reloaded, until a reconcile asks
+again.
 """
 
 from ipaddress import ip_address
@@ -72,6 +73,20 @@ def shut(state: State, owner: Owner) -> None:
                 break
         with state.transaction() as database:
             state.drop_fact(database, fact)
+
+
+def restore(state: State) -> int:
+    """Tell firewalld again what it forgot when it was reloaded; how many addresses those were."""
+    count, owners = 0, state.owners()
+    for fact in state.facts(_FACT):
+        if fact.split("/")[-2] not in owners:
+            continue
+        zone = fact.removeprefix(_FACT).split("/")[0]
+        for source in state.fact(fact).split():
+            if not _ask("querySource", zone, source):
+                _ask("addSource", zone, source)
+                count += 1
+    return count
 
 
 def check(call: Call) -> None:

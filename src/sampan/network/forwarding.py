@@ -174,6 +174,27 @@ def check(call: Call) -> None:
                 raise WrongState(f"FORWARD of iptables no longer lets {address} through", hint="add the pod anew")
 
 
+def restore(state: State) -> int:
+    """Put back the rules that somebody has flushed; how many those were."""
+    count, owners = 0, state.owners()
+    for fact in state.facts(_FACT):
+        name, words = _program_of(fact), state.fact(fact).split()
+        if fact.split("/")[-2] not in owners:
+            continue
+        lost = _lost(name, words)
+        if lost:
+            with state.transaction():
+                _make_chains(name, ADMIN, state)
+                _restore(name, _lost(name, words))
+        count += len(lost)
+    return count
+
+
+def _lost(name: str, words: list[str]) -> list[str]:
+    rules = [rule for word in words for rule in _rules("-A", word)]
+    return [rule for rule in rules if not _ok(name, "-C", *rule.split()[1:])]
+
+
 def tidy() -> None:
     """Remove the chains where nobody's rule is left in them, ours or the standard plugin's."""
     for version in (4, 6):

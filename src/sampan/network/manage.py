@@ -124,6 +124,11 @@ def reconcile(networks: Networks, live: Collection[str] | Callable[[], Collectio
         except SampanError as error:
             errors.append(f"{container}: {error}")
     removed, restored = _reconcile_rules(networks)
+    for others in (firewalld.restore, forwarding.restore):
+        try:
+            restored += others(state)
+        except SampanError as error:
+            errors.append(str(error))
     names.refresh(state)
     for network in networks.all():
         errors += foreign.collect(networks, network)
