@@ -421,7 +421,7 @@ def test_who_may_trace_sees_nothing_of_the_host_in_an_exec(box: Box, tmp_path: P
     try:
         for terminal in (False, True):
             for _ in range(40):
-                process = {**box.process, "args": ["true"], "terminal": terminal}
+                process = {**box.process, "args": ["sleep", "0.01"], "terminal": terminal}
                 one = box.handler.exec(box.container_id, process, Stdio())
                 if one.console >= 0:
                     os.close(one.console)
@@ -448,7 +448,7 @@ def test_the_command_enters_who_may_trace_from_a_sealed_copy(box: Box, tmp_path:
     runtime = str(Path(sys.executable).parent / "sampan-runtime")
     try:
         for _ in range(15):
-            command = [runtime, "--root", box.handler.root, "exec", box.container_id, "sh", "-c", "exit 3"]
+            command = [runtime, "--root", box.handler.root, "exec", box.container_id, "sh", "-c", "sleep 0.05; exit 3"]
             assert subprocess.run(command, check=False).returncode == 3
     finally:
         box.discard(created)
