@@ -680,6 +680,7 @@ class TestOnlyOurs:
         ({"type": "portmap", "conditionsV4": ["ip6", "daddr", "fc00::/7"]}, "fc00::/7 is not of IPv4"),
         ({"type": "portmap", "backend": "ipchains"}, r"plugins\[0\]\.backend"),
         ({"type": "sbr", "table": 0}, "table: 0 is no number"),
+        ({"type": "sbr", "addSourceHints": True}, "addSourceHints: it is not built in"),
         ({"type": "host-device", "device": "a", "hwaddr": "02:00:00:00:00:01"}, "one of device"),
         ({"type": "portmap", "conditionsV6": ["-i", 'x" accept']}, "no interface name"),
         ({"type": "portmap", "markMasqBit": 3, "externalSetMarkChain": "X"}, "together with externalSetMarkChain"),

@@ -15,14 +15,17 @@ _FIRST_TABLE = 100
 _LAST_TABLE = 1000
 
 
-class Conf(msgspec.Struct):
+class Conf(msgspec.Struct, kw_only=True):
     """The plugin's configuration."""
 
     type: str = "sbr"
     #: The administrator's own table: rules lead to it, and the routes stay where they are.
     table: int | None = None
+    add_source_hints: bool = msgspec.field(name="addSourceHints", default=False)
 
     def __post_init__(self) -> None:
+        if self.add_source_hints:
+            raise ValueError('addSourceHints: it is not built in; add "sampan": "external"')
         if self.table is not None and not 0 < self.table < 1 << 32:
             raise ValueError(f"table: {self.table} is no number of a routing table")
 
