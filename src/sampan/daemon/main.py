@@ -31,7 +31,7 @@ _LOG = logging.getLogger("sampan.daemon")
 #: Seconds for calls under way when the daemon is told to end; a kubelet repeats what is cut off.
 _GRACE = 5.0
 #: Seconds after the start, if nobody calls, until what only starting needed is given back.
-_SETTLED = 1.0
+_SETTLED = 0.25
 #: Seconds without a call after which memory is given back, once.
 _IDLE = 10.0
 
@@ -152,7 +152,7 @@ class Daemon:
         notifier.ready("serving")
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
-        # What starting touched is given back once the server's threads have come to rest, a second later.
+        # What starting touched is given back once the server's threads have come to rest.
         seen, released, pause = self._calls(), -1, _SETTLED
         while True:
             if poll.poll(min(notifier.interval or pause, pause) * 1000):
