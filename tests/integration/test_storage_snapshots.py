@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, WrongState
+from sampan.linux import mount as kernel
 from sampan.storage.mount import attach, detach
 from sampan.storage.store import Store
 
@@ -21,10 +23,24 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture(params=["overlayfs", "native"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    with Store(str(tmp_path / "root"), snapshotter=request.param) as store:
+@pytest.fixture(params=["overlayfs", "older overlayfs", "native"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    if request.param.startswith("older"):
+        before_linux_6_5(monkeypatch)
+    with Store(str(tmp_path / "root"), snapshotter=request.param.removeprefix("older ")) as store:
         yield store
+
+
+def before_linux_6_5(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has overlayfs refuse layers one by one, as older kernels do."""
+    string = kernel.fsconfig_string
+
+    def fsconfig_string(fd: int, key: str, value: str) -> None:
+        if key == "lowerdir+":
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), value)
+        string(fd, key, value)
+
+    monkeypatch.setattr(kernel, "fsconfig_string", fsconfig_string)
 
 
 @pytest.fixture
@@ -184,6 +200,21 @@ def test_a_volatile_snapshot_is_mounted_again_and_again(overlay_store: Store, tm
             assert len(list(root.iterdir())) == 1 + number
             (root / f"f{number}").touch()
     overlay_store.snapshots.remove("top")
+
+
+def test_an_older_overlayfs_leaves_no_mount_and_no_folder(
+    overlay_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer(overlay_store, tmp_path, "one", "", "a")
+    before_linux_6_5(monkeypatch)
+    mounts = overlay_store.snapshots.prepare("work", "one")
+    with mounted(mounts, tmp_path) as root:
+        assert (root / "a").read_text() == "one"
+        (root / "a").unlink()
+    upper = next(option for option in mounts[0]["options"] if option.startswith("upperdir=")).removeprefix("upperdir=")
+    assert stat.S_ISCHR(os.lstat(f"{upper}/a").st_mode)
+    assert sorted(os.listdir(os.path.dirname(upper))) == ["fs", "work"]
+    assert str(tmp_path / "root") not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_a_lower_directory_with_odd_letters(overlay_store: Store, tmp_path: Path) -> None:

@@ -103,7 +103,15 @@ def detached(mount: Mount, idmap: int = -1) -> int:
         elif option not in _KNOWN_BUT_DEFAULT:
             options.append(option)
     if mount["type"] == "overlay":
-        return _overlay(mount["source"], options, attributes, idmap)
+        try:
+            return _overlay(mount["source"], options, attributes, idmap)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            try:
+                return _older_overlay(mount["source"], options, attributes, idmap)
+            except OSError:
+                raise error from None
     if mount["type"] != "bind":
         raise OSError(errno.EINVAL, "a snapshot's mount is neither overlay nor bind", mount["type"])
     return _clone(mount["source"], attributes, idmap, recursive="rbind" in mount["options"])
@@ -140,7 +148,7 @@ def _overlay(source: str, options: list[str], attributes: int, idmap: int) -> in
             elif key in ("upperdir", "workdir"):
                 _set_layer(fd, key, _unescaped(value)[0], -1, held)
                 if key == "upperdir" and idmap >= 0:
-                    _give(_unescaped(value)[0], held[0])
+                    _give(_unescaped(value)[0], os.fstat(held[0]))
             else:
                 kernel.fsconfig_string(fd, key, value)
         kernel.fsconfig_create(fd)
@@ -153,6 +161,45 @@ def _overlay(source: str, options: list[str], attributes: int, idmap: int) -> in
         os.close(fd)
 
 
+def _older_overlay(source: str, options: list[str], attributes: int, idmap: int) -> int:
+    """The same by mount(2), which wants all layers as paths in one string, and a path for the mount: for a moment."""
+    values = {key: value for key, _, value in (option.partition("=") for option in options)}
+    layers = _unescaped(values["lowerdir"])
+    upper = _unescaped(values.get("upperdir", ""))[0]
+    folder = f"{os.path.dirname(upper or layers[0])}/mount-{os.urandom(5).hex()}"
+    mounted: list[str] = []
+    os.mkdir(folder, 0o700)
+    try:
+        if idmap >= 0:
+            layers = [_placed(layer, f"{folder}/{number}", idmap, mounted) for number, layer in enumerate(layers)]
+            values["lowerdir"] = ":".join(map(escape, layers))
+            if upper:
+                _give(upper, os.stat(layers[0]))
+        point = f"{folder}/merged"
+        os.mkdir(point)
+        kernel.mount(source, point, "overlay", 0, ",".join(f"{key}={v}" if v else key for key, v in values.items()))
+        mounted.append(point)
+        return _clone(point, attributes, -1)
+    finally:
+        for point in reversed(mounted):
+            kernel.umount(point, kernel.MNT_DETACH)
+        for name in os.listdir(folder):
+            os.rmdir(f"{folder}/{name}")
+        os.rmdir(folder)
+
+
+def _placed(layer: str, point: str, idmap: int, mounted: list[str]) -> str:
+    """The path of an idmapped view of a layer; it is added to ``mounted``."""
+    os.mkdir(point)
+    fd = _clone(layer, 0, idmap)
+    try:
+        kernel.move_mount(fd, "", kernel.AT_FDCWD, point, kernel.MOVE_MOUNT_F_EMPTY_PATH)
+    finally:
+        os.close(fd)
+    mounted.append(point)
+    return point
+
+
 def _set_layer(fd: int, key: str, path: str, idmap: int, held: list[int]) -> None:
     if idmap < 0 and len(path) < 256:  # the most that fsconfig(2) takes as a string
         kernel.fsconfig_string(fd, key, path)
@@ -163,12 +210,11 @@ def _set_layer(fd: int, key: str, path: str, idmap: int, held: list[int]) -> Non
     kernel.fsconfig_fd(fd, key, layer)
 
 
-def _give(upper: str, lower: int) -> None:
-    """Give the upper directory to whom the idmapped ``lower`` belongs: its root is the one that is seen.
+def _give(upper: str, owner: os.stat_result) -> None:
+    """Give the upper directory to the owner of the idmapped lower one: its root is the one that is seen.
 
     The upper layer itself can't be idmapped: overlayfs writes it as the mounter, who is nobody in the mappings.
     """
-    owner = os.fstat(lower)
     os.chown(upper, owner.st_uid, owner.st_gid)
 
 
