@@ -65,11 +65,12 @@ def expand_slice(name: str) -> str:
 class SystemdGroup(Group):
     """A scope. See :class:`~sampan.cgroup.group.Group`."""
 
-    __slots__ = ("_holder", "_inner", "_owner", "_unit")
+    __slots__ = ("_holder", "_inner", "_limits", "_owner", "_unit")
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self._unit = SystemdPath(path)
+        self._limits: dict[str, Any] = {}
         self._holder = -1
         self._owner = 0
         self._inner = _file_group(self._unit.cgroup)
@@ -151,11 +152,15 @@ class SystemdGroup(Group):
                 systemd.set_properties(self._unit.unit, found)
         # systemd rounds, and does not know every limit.
         self._inner.set(resources)
+        self._limits = resources
 
     def set_devices(self, rules: list[dict[str, Any]]) -> None:
         with _Systemd() as systemd:
             systemd.set_properties(self._unit.unit, device_properties(rules))
         self._inner.set_devices(rules)
+        # Whatever systemd is told, it writes all that it knows anew, rounded.
+        if self._limits:
+            self._inner.set(self._limits)
 
     def delegate(self, uid: int) -> None:
         self._inner.delegate(uid)
@@ -269,8 +274,10 @@ class _Systemd:
             pass  # it did not fail
 
     def set_properties(self, unit: str, wanted: list[tuple[str, tuple[str, Any]]]) -> None:
-        """Change limits of a running unit until the next boot."""
+        """Change limits of a running unit until the next boot, and wait until the group has them."""
         self._call("SetUnitProperties", "sba(sv)", (unit, True, wanted))
+        # It writes into the group once it has answered, and before it looks at another call.
+        self._call("GetUnit", "s", (unit,))
 
     def _call(self, method: str, signature: str, body: tuple[Any, ...]) -> Any:
         from jeepney import DBusAddress, MessageType, new_method_call
