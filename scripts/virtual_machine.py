@@ -7,8 +7,8 @@ The kernel and its modules are unpacked under .work, not installed. Programs are
 systemd; what they say comes through the first serial line, what the kernel says goes to ``console`` in the folder.
 
 The processor is emulated, which is slow and the same everywhere. But the guest's clock counts its own instructions, one
-a nanosecond, and runs with the world's only while the guest is idle: to itself it is a machine of some three times this
-one's age however busy this one is, so that what must happen within a second there does. ``VM_KVM=1`` in the
+a nanosecond, and runs with the world's only while the guest is idle: to itself it is a machine a few times slower than
+this one, however busy this one is, so that what must happen within a second there does. ``VM_KVM=1`` in the
 environment uses KVM.
 """
 
