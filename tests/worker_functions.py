@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 
 from sampan.errors import Exhausted
@@ -37,3 +38,15 @@ def stay(argument: dict[str, object], fds: list[int]) -> None:
         os.write(fd, b"here")
     while True:
         time.sleep(3600)
+
+
+def babble(argument: dict[str, object], fds: list[int]) -> None:
+    """Write something else than an outcome where it belongs, as one that an image has got hold of could."""
+    words = str(argument["words"]).encode() * int(str(argument["times"]))
+    for fd in range(3, 32):
+        try:
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                os.write(fd, words)
+        except OSError:
+            continue
+    os._exit(0)

@@ -16,10 +16,13 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
 from sampan import errors
-from sampan.errors import SampanError, StageFailed, Unavailable
+from sampan.errors import Corrupt, SampanError, StageFailed, Unavailable
+from sampan.wire import jsontext
 
 _CODE = "import sys; sys.path[:] = sys.argv[3:]; from sampan.storage import workermain; workermain.run()"
 _INT = 4
+#: Most bytes of a worker's outcome, which is a few numbers and digests.
+_MOST = 1 << 20
 
 
 class Worker(Protocol):
@@ -149,15 +152,13 @@ class ForkedWorker:
         del timeout
         self._await_birth()
         data = b""
-        while piece := self._connection.recv(65536):
+        while len(data) <= _MOST and (piece := self._connection.recv(65536)):
             data += piece
-        self._await_end()
+        if len(data) <= _MOST:
+            self._await_end()
         if not data:
             raise Unavailable("worker: it was killed before it had a result")
-        outcome = marshal.loads(data)
-        if outcome[0] == "done":
-            return outcome[1]
-        raise _rebuilt(*outcome[1:])
+        return _outcome(data)
 
     def kill(self) -> None:
         """See :class:`Worker`."""
@@ -193,9 +194,26 @@ class ForkedWorker:
             os.close(pidfd)
 
 
+def _outcome(data: bytes) -> object:
+    """What a worker says came of it. It has dealt with what an image brought, so nothing that it says is relied on."""
+    try:
+        if len(data) > _MOST:
+            raise ValueError(f"more than {_MOST} bytes")
+        match jsontext.loads(data):
+            case ["done", value]:
+                return value
+            case ["failed", str(name), str(message), str(hint)]:
+                raise _rebuilt(name, message, hint)
+        raise ValueError("neither a result nor a failure")
+    except ValueError as error:
+        raise Corrupt(f"worker: its outcome makes no sense: {error}") from None
+
+
 def _rebuilt(name: str, message: str, hint: str) -> SampanError:
     """An error of another process, as this one's."""
-    kind = getattr(errors, name, SampanError)
+    kind = getattr(errors, name, None)
+    if not isinstance(kind, type) or not issubclass(kind, SampanError):
+        kind = SampanError
     rebuilt: SampanError = SampanError.__new__(kind)
     SampanError.__init__(rebuilt, message, hint=hint)
     return rebuilt

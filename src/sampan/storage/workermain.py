@@ -15,6 +15,7 @@ import sys
 
 from sampan.errors import SampanError, StageFailed
 from sampan.linux.process import PR_SET_PDEATHSIG, prctl
+from sampan.wire import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _work(request: bytes, fds: list[int]) -> None:
         function, argument = marshal.loads(request)
         module, _, name = function.partition(":")
         __import__(module)
-        outcome = marshal.dumps(("done", getattr(sys.modules[module], name)(argument, fds[1:])))
+        outcome = jsontext.dumps(["done", getattr(sys.modules[module], name)(argument, fds[1:])]).encode()
     except SampanError as error:
         outcome = _failure(error)
     except BaseException as error:  # noqa: BLE001 - it is to be told, not lost
@@ -99,4 +100,4 @@ def _work(request: bytes, fds: list[int]) -> None:
 
 
 def _failure(error: SampanError) -> bytes:
-    return marshal.dumps(("failed", type(error).__name__, error.message, error.hint))
+    return jsontext.dumps(["failed", type(error).__name__, error.message, error.hint]).encode()

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sampan.errors import Exhausted, SampanError, StageFailed, Unavailable
+from sampan.errors import Corrupt, Exhausted, SampanError, StageFailed, Unavailable
 from sampan.storage.worker import Nursery
 
 _TELL, _STAY = "worker_functions:tell", "worker_functions:stay"
@@ -29,12 +29,12 @@ def nursery() -> Iterator[Nursery]:
 
 def test_a_function_gets_what_was_passed_and_its_result_comes_back(nursery: Nursery) -> None:
     reader, writer = os.pipe()
-    worker = nursery.launch(_TELL, {"a": 1, "b": [b"\xff"]}, [writer])
+    worker = nursery.launch(_TELL, {"a": 1, "b": ["\udcff"]}, [writer])
     os.close(writer)
     told = worker.result()
     worker.close()
     assert isinstance(told, dict)
-    assert told["argument"] == {"a": 1, "b": [b"\xff"]}
+    assert told["argument"] == {"a": 1, "b": ["\udcff"]}
     assert (os.read(reader, 10), os.read(reader, 10)) == (b"here", b"")
     os.close(reader)
 
@@ -52,6 +52,28 @@ def test_workers_are_forked_from_one_process_and_leave_nothing_in_it(nursery: Nu
     assert len({one["parent"] for one in facts}) == 1
     assert len({one["open"] for one in facts}) == 1  # descriptors of the workers before are not handed down
     assert max(held) - min(held) <= 2  # at most the one just passed on is still to be closed
+
+
+@pytest.mark.parametrize(
+    ("words", "times"),
+    [("what?", 1), ('["done"]', 1), ('["failed", "os", 1, ""]', 1), ("[" * 1000, 90), (" " * 32768, 33)],
+)
+def test_what_a_worker_says_is_not_relied_on(nursery: Nursery, words: str, times: int) -> None:
+    worker = nursery.launch("worker_functions:babble", {"words": words, "times": times}, [])
+    try:
+        with pytest.raises(Corrupt, match="its outcome makes no sense"):
+            worker.result()
+    finally:
+        worker.close()
+
+
+def test_a_failure_of_no_known_kind_is_one_all_the_same(nursery: Nursery) -> None:
+    worker = nursery.launch("worker_functions:babble", {"words": '["failed", "annotations", "so", ""]', "times": 1}, [])
+    try:
+        with pytest.raises(SampanError, match="so"):
+            worker.result()
+    finally:
+        worker.close()
 
 
 def test_threads_share_one(nursery: Nursery) -> None:
