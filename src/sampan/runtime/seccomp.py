@@ -207,7 +207,12 @@ def _add_rule(context: Any, default: int, rule: dict[str, Any], field: str) -> N
         if number is None:
             continue  # unknown here: a profile names calls of every kernel; the default action answers it
         for conditions in variants:
-            context.add_rule(action, number, conditions)
+            try:
+                context.add_rule(action, number, conditions)
+            except FileExistsError:
+                raise InvalidInput(
+                    f"another rule has another action for the same calls of {name!r}", field=field
+                ) from None
 
 
 def _conditions(args: Any, field: str) -> Iterator[list[Any]]:

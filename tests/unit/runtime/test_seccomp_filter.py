@@ -211,6 +211,14 @@ def test_each_name_of_the_default_profile_is_a_call() -> None:
     assert {n for n in unknown if not n.startswith("futex_") and not n.endswith("xattrat")} <= newer_than_our_library
 
 
+def test_rules_that_contradict_each_other_are_named() -> None:
+    same = [{"index": 0, "value": 0, "op": "SCMP_CMP_NE"}]
+    rules = [{"names": ["read"], "action": action, "args": same} for action in ("SCMP_ACT_LOG", "SCMP_ACT_ERRNO")]
+    with pytest.raises(InvalidInput, match="another rule has another action for the same calls of 'read'") as caught:
+        seccomp.compile_filter({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules})
+    assert caught.value.field == "linux.seccomp.syscalls[1]"
+
+
 @given(
     st.fixed_dictionaries(
         {"defaultAction": st.sampled_from(["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "x"])},
