@@ -16,6 +16,7 @@ PLACES = (
     "/run/libpod",
     "/run/sampan-runtime",
     "/run/sampan-runtime.seccomp",
+    "/run/xtables.lock",
     "/var/lib/cni",
     "/var/lib/containers",
 )

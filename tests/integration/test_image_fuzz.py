@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sampan.errors import SampanError
@@ -119,8 +119,13 @@ sane = st.builds(
 whiteout = st.builds(entry, st.just(tar.REGULAR), st.sampled_from(WHITEOUTS), st.just(""), st.just(0o644))
 
 
+#: A directory, and a link to it through which a whiteout is given.
+THROUGH_A_LINK = [entry(tar.REGULAR, "a/b", "", 0o755), entry(tar.SYMLINK, "b", "a", 0o755)]
+
+
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(sane, max_size=8), st.lists(st.one_of(sane, whiteout), max_size=8))
+@example([], [*THROUGH_A_LINK, entry(tar.REGULAR, "b/.wh.d", "", 0o644)])
 def test_apart_and_merged_agree(lower_entries: list[Entry], upper_entries: list[Entry]) -> None:
     top = Path(tempfile.mkdtemp(prefix="sampan-fuzz-"))
     try:

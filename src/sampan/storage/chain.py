@@ -114,7 +114,12 @@ def _inner_path(fd: int, layer: str) -> list[str]:
 def _open(root: int, directory: bytes) -> int:
     """A directory that the layer's archive named, or -1 if it is none; symlinks on the way lead inside the layer."""
     try:
-        return openat2(root, os.fsdecode(directory) or ".", _DIRECTORY, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+        return openat2(
+            root,
+            os.fsdecode(directory) or ".",
+            os.O_RDONLY | os.O_DIRECTORY,
+            resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+        )
     except (FileNotFoundError, NotADirectoryError):
         return -1
     except OSError as error:
