@@ -108,7 +108,10 @@ def state(directory: Path) -> list[tuple[object, ...]]:
 
 
 NAMES = ["a", "b", "a/b", "a/c", "a/b/c", "b/d", "c", "c/e/f", "link", "link/x", "."]
-WHITEOUTS = [".wh.a", ".wh.b", "a/.wh.b", "a/.wh..wh..opq", ".wh..wh..opq", "b/.wh.d", "a/b/.wh.c", "n/.wh.x"]
+WHITEOUTS = [
+    *(".wh.a", ".wh.b", "a/.wh.b", "a/.wh..wh..opq", ".wh..wh..opq", "b/.wh.d", "a/b/.wh.c", "n/.wh.x"),
+    *("b/.wh..wh..opq", "link/.wh..wh..opq", "link/.wh.b", "link/x/.wh.c"),
+]
 sane = st.builds(
     entry,
     st.sampled_from([tar.REGULAR, tar.REGULAR, tar.DIRECTORY, tar.DIRECTORY, tar.SYMLINK]),
@@ -119,6 +122,7 @@ sane = st.builds(
 whiteout = st.builds(entry, st.just(tar.REGULAR), st.sampled_from(WHITEOUTS), st.just(""), st.just(0o644))
 
 
+LOWER_FILES = [entry(tar.REGULAR, "a/b", "", 0o644), entry(tar.REGULAR, "a/c/d", "", 0o644)]
 #: A directory, and a link to it through which a whiteout is given.
 THROUGH_A_LINK = [entry(tar.REGULAR, "a/b", "", 0o755), entry(tar.SYMLINK, "b", "a", 0o755)]
 
@@ -126,6 +130,10 @@ THROUGH_A_LINK = [entry(tar.REGULAR, "a/b", "", 0o755), entry(tar.SYMLINK, "b", 
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(sane, max_size=8), st.lists(st.one_of(sane, whiteout), max_size=8))
 @example([], [*THROUGH_A_LINK, entry(tar.REGULAR, "b/.wh.d", "", 0o644)])
+@example([], [*THROUGH_A_LINK, entry(tar.REGULAR, "b/.wh.b", "", 0o644)])
+@example(LOWER_FILES, [*THROUGH_A_LINK, entry(tar.REGULAR, "b/.wh..wh..opq", "", 0o644)])
+@example(LOWER_FILES, [*THROUGH_A_LINK, entry(tar.REGULAR, "b/.wh.c", "", 0o644)])
+@example(LOWER_FILES, [*THROUGH_A_LINK, entry(tar.DIRECTORY, "b/c", "", 0o700), entry(tar.REGULAR, ".wh.a", "", 0o644)])
 def test_apart_and_merged_agree(lower_entries: list[Entry], upper_entries: list[Entry]) -> None:
     top = Path(tempfile.mkdtemp(prefix="sampan-fuzz-"))
     try:

@@ -53,7 +53,7 @@ class Applied:
     """What came of a layer.
 
     Attributes:
-        opaque: Directories that hide their parents' contents.
+        opaque: Directories that hide their parents' contents. These and all other paths are without symlinks.
         implied: Directories that were made because something lies in them, without an entry of their own.
         bytes: Disk space of the files.
         inodes: How many files, directories and others there are.
@@ -88,6 +88,8 @@ class Applier:
         self._parents: OrderedDict[bytes, int] = OrderedDict()
         #: Folders as entries' names have them -> the same, clean.
         self._folders: dict[bytes, bytes] = {}
+        #: Clean folders -> the same without symlinks: what is kept by name below is kept by these names.
+        self._real: dict[bytes, bytes] = {}
         #: Directory -> what it will get when nothing more is put into it.
         self._directories: dict[bytes, Entry] = {}
         self._touched: set[bytes] = set()
@@ -193,13 +195,14 @@ class Applier:
             self._whiteout(folder, base)
             return
         if entry.type == tar.DIRECTORY:
-            self._directory(entry, name, folder, base)
+            self._directory(entry, folder, base)
             return
         if not base:
             raise Corrupt("layer: the root of the file system is no directory")
         make = self._make[entry.type]
         parent = self._parent(folder)
-        self._touch(name)
+        if self._merged:
+            self._touch(self._path(folder, base))
         try:
             make(entry, parent, base, reader)
         except FileExistsError:
@@ -208,11 +211,10 @@ class Applier:
         self.result.inodes += 1
 
     def _touch(self, name: bytes) -> None:
-        """Remember that this layer brought ``name``, and so the directories that it lies in."""
-        if self._merged:
-            while name not in self._touched:
-                self._touched.add(name)
-                name = name.rpartition(b"/")[0]
+        """Remember that this layer brought ``name``, and so the directories that it lies in; for mode ``merged``."""
+        while name not in self._touched:
+            self._touched.add(name)
+            name = name.rpartition(b"/")[0]
 
     def _file(self, entry: Entry, parent: int, base: bytes, reader: Reader | Held) -> None:
         fd = os.open(base, _FILE, entry.mode, dir_fd=parent)
@@ -278,9 +280,11 @@ class Applier:
         os.chown(base, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
         os.utime(base, ns=_times(entry), dir_fd=parent, follow_symlinks=False)
 
-    def _directory(self, entry: Entry, name: bytes, folder: bytes, base: bytes) -> None:
+    def _directory(self, entry: Entry, folder: bytes, base: bytes) -> None:
+        name = b""
         if base:
             parent = self._parent(folder)
+            name = self._path(folder, base)
             try:
                 os.mkdir(base, 0o700, dir_fd=parent)
                 self.result.inodes += 1
@@ -291,7 +295,8 @@ class Applier:
                     os.mkdir(base, 0o700, dir_fd=self._parent(folder))
                     if hides:
                         self.result.opaque.add(name)
-        self._touch(name)
+        if self._merged:
+            self._touch(name)
         self.result.implied.discard(name)
         self._directories[name] = entry
 
@@ -314,14 +319,19 @@ class Applier:
 
     def _revive(self, folder: bytes) -> bool:
         """If a directory on the way was whited out before, let it be a new one, which hides the lower one."""
-        path = b""
+        above = b""
         for part in folder.split(b"/"):
-            above, path = path, path + b"/" + part if path else part
+            path = self._path(above, part)
             if path in self.result.whiteouts and self._remove(above, part):
                 self.result.whiteouts.discard(path)
                 self.result.opaque.add(path)
                 self._anew.add(path)
                 return True
+            above = _join(above, part)
+            try:
+                self._open(above)
+            except (FileNotFoundError, NotADirectoryError):
+                break
         return False
 
     def _open(self, folder: bytes) -> int:
@@ -344,24 +354,55 @@ class Applier:
         """Make the missing directories of a path, symlinks on the way followed inside the root."""
         path = b""
         for part in folder.split(b"/"):
-            path = path + b"/" + part if path else part
+            above, path = path, _join(path, part)
             try:
                 self._open(path)
                 continue
             except FileNotFoundError:
                 pass
             try:
-                os.mkdir(part, 0o755, dir_fd=self._open(path.rpartition(b"/")[0]))
+                os.mkdir(part, 0o755, dir_fd=self._open(above))
             except FileExistsError:
                 # A symlink to what is not there: it may be there in a parent.
                 if not self._merged:
                     raise NeedsParent(f'"{show(path)}" is a symlink out of the layer') from None
                 os.close(make_dirs(self._root, os.fsdecode(path)))
             self.result.inodes += 1
-            if path not in self._anew:
-                self.result.implied.add(path)
+            made = self._path(above, part)
+            if made not in self._anew:
+                self.result.implied.add(made)
+
+    def _path(self, folder: bytes, base: bytes) -> bytes:
+        """The path of what lies in a directory, without the symlinks that the directory's own may have."""
+        if folder not in self._real:
+            if len(self._real) >= _KNOWN_FOLDERS:
+                self._real.clear()
+            self._real[folder] = self._without_symlinks(folder)
+        return _join(self._real[folder], base)
+
+    def _without_symlinks(self, folder: bytes) -> bytes:
+        """Where the descriptor of a directory leads that :meth:`_open` gives; there may be no /proc to ask."""
+        done: list[bytes] = []
+        left = folder.split(b"/")[::-1]
+        while left:
+            part = left.pop()
+            if part in (b"", b"."):
+                continue
+            if part == b"..":
+                del done[-1:]
+                continue
+            try:
+                target = os.readlink(b"/".join([*done, part]), dir_fd=self._root)
+            except OSError:  # nearly always: it is no symlink
+                done.append(part)
+                continue
+            if target.startswith(b"/"):
+                done.clear()
+            left += target.split(b"/")[::-1]
+        return b"/".join(done)
 
     def _forget_parents(self) -> None:
+        self._real.clear()
         while self._parents:
             os.close(self._parents.popitem()[1])
 
@@ -386,18 +427,20 @@ class Applier:
         return not self._merged and not stat.S_ISDIR(status.st_mode)
 
     def _whiteout(self, folder: bytes, base: bytes) -> None:
-        self._touch(folder)  # it is there, whatever another whiteout says of it
-        if base == _OPAQUE:
-            self._opaque(folder)
-            return
-        if base.startswith(_WHITEOUT + _WHITEOUT):
+        if base.startswith(_WHITEOUT + _WHITEOUT) and base != _OPAQUE:
             return  # aufs's own book-keeping, in old images
         name = base[len(_WHITEOUT) :]
         if name in (b"", b".", b".."):
             raise Corrupt(f'layer: whiteout "{show(folder)}/{show(base)}" names no file')
-        path = folder + b"/" + name if folder else name
-        # Whiteouts are about lower layers only: what this layer brings stays, and hides what was below.
         parent = self._parent(folder)
+        folder = self._path(folder, b"")
+        if self._merged:
+            self._touch(folder)  # it is there, whatever another whiteout says of it
+        if base == _OPAQUE:
+            self._opaque(folder)
+            return
+        # Whiteouts are about lower layers only: what this layer brings stays, and hides what was below.
+        path = _join(folder, name)
         if self._merged:
             self._delete(folder, name, path)
             return
@@ -410,20 +453,19 @@ class Applier:
                 self.result.opaque.add(path)
 
     def _opaque(self, folder: bytes) -> None:
-        parent = self._parent(folder)
         if not self._merged:
             if not folder:
                 # Overlayfs merges the roots of all layers, marked or not.
                 raise NeedsParent("the root is opaque")
             self.result.opaque.add(folder)
             return
-        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._open(folder))
         try:
             names = [os.fsencode(name) for name in os.listdir(fd)]
         finally:
             os.close(fd)
         for name in names:
-            path = folder + b"/" + name if folder else name
+            path = _join(folder, name)
             self._delete(folder, name, path)
             if path in self._touched and path not in self._directories:
                 self._make_plain(folder, name)
@@ -511,6 +553,10 @@ def clean(name: bytes, depth: int) -> bytes:
         elif part not in (b"", b"."):
             parts.append(part)
     return b"/".join(parts)
+
+
+def _join(folder: bytes, base: bytes) -> bytes:
+    return folder + b"/" + base if folder and base else folder or base
 
 
 def _is_whiteout(status: os.stat_result) -> bool:

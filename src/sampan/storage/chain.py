@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 
 from sampan.image.apply import NeedsParent
 from sampan.image.tar import show
-from sampan.linux.resolve import RESOLVE_BENEATH, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
+from sampan.linux.resolve import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _OPAQUE = "overlay.opaque"
@@ -56,7 +56,7 @@ def adopt_attributes(layer: str, implied: Collection[bytes], opaque: Collection[
             if fd < 0:
                 continue  # replaced by something else later in the archive
             try:
-                source = lower.open(_inner_path(fd, layer))
+                source = lower.open(_parts(directory))
                 if source >= 0:
                     try:
                         _copy_attributes(source, fd)
@@ -87,7 +87,7 @@ def drop_idle_whiteouts(
                 continue
             try:
                 if folder not in merged:
-                    merged[folder] = folder not in hidden and bool(lower.holders(_inner_path(fd, layer)))
+                    merged[folder] = folder not in hidden and bool(lower.holders(_parts(folder)))
                 if not merged[folder] and _is_whiteout(fd, name):
                     os.unlink(name, dir_fd=fd)
             finally:
@@ -105,20 +105,18 @@ def _is_whiteout(folder: int, name: bytes) -> bool:
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
-def _inner_path(fd: int, layer: str) -> list[str]:
-    """Where an open directory of a layer really lies in it."""
-    path = os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), os.path.realpath(layer))
-    return [] if path == "." else path.split("/")
+def _parts(directory: bytes) -> list[str]:
+    return os.fsdecode(directory).split("/") if directory else []
 
 
 def _open(root: int, directory: bytes) -> int:
-    """A directory that the layer's archive named, or -1 if it is none; symlinks on the way lead inside the layer."""
+    """A directory of a layer, by its path without symlinks, or -1 if it has been replaced since it was told."""
     try:
         return openat2(
             root,
             os.fsdecode(directory) or ".",
             os.O_RDONLY | os.O_DIRECTORY,
-            resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+            resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
         )
     except (FileNotFoundError, NotADirectoryError):
         return -1
