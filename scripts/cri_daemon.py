@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import grpc
+import oci_image
+import test_images
 from cri_servers import Sampan
+from local_registry import LocalRegistry
 
 from sampan.cri import api_pb2 as pb
 from sampan.cri.api_pb2_grpc import ImageServiceStub, RuntimeServiceStub
@@ -24,6 +27,8 @@ class Daemon(Sampan):
 
     #: TOML that goes before all tables of the configuration.
     settings = ""
+    #: What :func:`busybox_daemon` has it pull.
+    busybox = pb.ImageSpec()
 
     def command(self) -> list[str]:
         """Starts it by its function."""
@@ -31,6 +36,21 @@ class Daemon(Sampan):
         config = self.folder / "config.toml"
         config.write_text(self.settings + config.read_text())
         return [sys.executable, "-c", LAUNCH, str(config)]
+
+    def wrap_runtime(self, script: str, more: str = "") -> Path:
+        """Have the handler ``wrapped``, which is a script; before the start.
+
+        Args:
+            script: Its text.
+            more: Further lines of its table.
+        """
+        wrapper = self.folder / "wrapper"
+        wrapper.write_text(script)
+        wrapper.chmod(0o755)
+        drop_in = self.folder / "conf.d" / "wrapped.toml"
+        drop_in.parent.mkdir()
+        drop_in.write_text(f'[runtimes.wrapped]\ntype = "external"\nbinary = "{wrapper}"\n{more}')
+        return wrapper
 
     @property
     def runtime(self) -> RuntimeServiceStub:
@@ -77,3 +97,25 @@ def private_daemon(bridge: str, subnet: str, kind: type[Any] = Daemon) -> Iterat
                 daemon.remove_pods()
             daemon.stop()
             daemon.clean()
+
+
+@contextmanager
+def busybox_daemon(
+    kind: type[D], folder: Path, bridge: str, subnet: str, prepare: Callable[[D], object] = lambda _: None
+) -> Iterator[D]:
+    """A daemon that has started and pulled its image ``busybox``, from a registry in ``folder``.
+
+    Args:
+        kind: Its class.
+        folder: Of the registry; made.
+        bridge: Of its network.
+        subnet: Of its network.
+        prepare: What is done to it before it starts.
+    """
+    with LocalRegistry(folder) as registry, private_daemon(bridge, subnet, kind) as daemon:
+        oci_image.push(test_images.busybox_image(Path("/bin/busybox")), registry.address, "demo/busybox", "1")
+        prepare(daemon)
+        daemon.start()
+        daemon.busybox = pb.ImageSpec(image=f"{registry.host}/demo/busybox:1")
+        daemon.images.PullImage(pb.PullImageRequest(image=daemon.busybox))
+        yield daemon

@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import oci_image
 import pytest
-import test_images
-from cri_daemon import Daemon, private_daemon
-from local_registry import LocalRegistry
+from cri_daemon import Daemon, busybox_daemon
 
 from sampan.cri import api_pb2 as pb
 
@@ -38,25 +35,17 @@ exec {runc} "$@"
 """
 
 
+def _wrap(daemon: Daemon) -> None:
+    daemon.wrap_runtime(WRAPPER.format(folder=daemon.folder, runc=RUNC))
+
+
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     if not RUNC or shutil.which("criu") is None:
         pytest.skip("there is no runc, or no criu")
-    with (
-        LocalRegistry(tmp_path_factory.mktemp("registry") / "data") as registry,
-        private_daemon("sampancri5", "10.89.77.0/24") as server,
-    ):
-        oci_image.push(test_images.busybox_image(Path("/bin/busybox")), registry.address, "demo/busybox", "1")
-        wrapper = server.folder / "wrapper"
-        wrapper.write_text(WRAPPER.format(folder=server.folder, runc=RUNC))
-        wrapper.chmod(0o755)
-        drop_in = server.folder / "conf.d" / "wrapped.toml"
-        drop_in.parent.mkdir()
-        drop_in.write_text(f'[runtimes.wrapped]\ntype = "external"\nbinary = "{wrapper}"\n')
-        server.start()
-        server.image = pb.ImageSpec(image=f"{registry.host}/demo/busybox:1")  # type: ignore[attr-defined]
-        server.images.PullImage(pb.PullImageRequest(image=server.image))  # type: ignore[attr-defined]
-        yield server
+    folder = tmp_path_factory.mktemp("registry") / "data"
+    with busybox_daemon(Daemon, folder, "sampancri5", "10.89.77.0/24", _wrap) as made:
+        yield made
 
 
 def run(daemon: Daemon, handler: str) -> str:
@@ -66,7 +55,7 @@ def run(daemon: Daemon, handler: str) -> str:
     pod = daemon.runtime.RunPodSandbox(request).pod_sandbox_id
     config = pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name="c"),
-        image=daemon.image,  # type: ignore[attr-defined]
+        image=daemon.busybox,
         linux=pb.LinuxContainerConfig(
             security_context=pb.LinuxContainerSecurityContext(namespace_options=pb.NamespaceOption(pid=pb.CONTAINER))
         ),

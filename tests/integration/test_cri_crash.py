@@ -4,15 +4,11 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
-import oci_image
 import pytest
-import test_images
 from cri_checks import left_at_last, told_truly
-from cri_daemon import Daemon, private_daemon
-from local_registry import LocalRegistry
+from cri_daemon import Daemon, busybox_daemon
 
 from sampan.cri import api_pb2 as pb
 
@@ -24,19 +20,9 @@ INSTANTS = (2, 6, 10, 15, 20, 30, 40, 50, 65, 80, 100, 130, 160, 200)
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with (
-        LocalRegistry(tmp_path_factory.mktemp("registry") / "data") as registry,
-        private_daemon("sampancri3", "10.89.75.0/24") as server,
-    ):
-        oci_image.push(test_images.busybox_image(Path("/bin/busybox")), registry.address, "demo/busybox", "1")
-        server.start()
-        server.image = f"{registry.host}/demo/busybox:1"  # type: ignore[attr-defined]
-        server.images.PullImage(pb.PullImageRequest(image=_image(server)))
-        yield server
-
-
-def _image(daemon: Daemon) -> pb.ImageSpec:
-    return pb.ImageSpec(image=daemon.image)  # type: ignore[attr-defined]
+    folder = tmp_path_factory.mktemp("registry") / "data"
+    with busybox_daemon(Daemon, folder, "sampancri3", "10.89.75.0/24") as made:
+        yield made
 
 
 def live(daemon: Daemon, attempt: int) -> None:
@@ -48,7 +34,7 @@ def live(daemon: Daemon, attempt: int) -> None:
     )
     pod = runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=pod_config)).pod_sandbox_id
     config = pb.ContainerConfig(
-        metadata=pb.ContainerMetadata(name="c"), image=_image(daemon), command=["sleep", "1000"]
+        metadata=pb.ContainerMetadata(name="c"), image=daemon.busybox, command=["sleep", "1000"]
     )
     request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=config)
     container = runtime.CreateContainer(request).container_id

@@ -4,14 +4,10 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
-import oci_image
 import pytest
-import test_images
 from cri_checks import CREATED, DELETED, STARTED, STOPPED, Follower, holds_in_sequence
-from cri_daemon import Daemon, private_daemon
-from local_registry import LocalRegistry
+from cri_daemon import Daemon, busybox_daemon
 
 from sampan.cri import api_pb2 as pb
 
@@ -20,15 +16,9 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with (
-        LocalRegistry(tmp_path_factory.mktemp("registry") / "data") as registry,
-        private_daemon("sampancri6", "10.89.78.0/24") as daemon,
-    ):
-        oci_image.push(test_images.busybox_image(Path("/bin/busybox")), registry.address, "demo/busybox", "1")
-        daemon.start()
-        daemon.image = pb.ImageSpec(image=f"{registry.host}/demo/busybox:1")  # type: ignore[attr-defined]
-        daemon.images.PullImage(pb.PullImageRequest(image=daemon.image))  # type: ignore[attr-defined]
-        yield daemon
+    folder = tmp_path_factory.mktemp("registry") / "data"
+    with busybox_daemon(Daemon, folder, "sampancri6", "10.89.78.0/24") as made:
+        yield made
 
 
 @pytest.fixture
@@ -45,7 +35,7 @@ def run_pod(daemon: Daemon, name: str) -> str:
 def run_container(daemon: Daemon, pod: str, *command: str) -> str:
     config = pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name="c"),
-        image=daemon.image,  # type: ignore[attr-defined]
+        image=daemon.busybox,
         command=command,
     )
     request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=config)

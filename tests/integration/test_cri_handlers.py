@@ -2,14 +2,10 @@
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
-import oci_image
 import pytest
-import test_images
-from cri_daemon import Daemon, private_daemon
-from local_registry import LocalRegistry
+from cri_daemon import Daemon, busybox_daemon
 
 from sampan.cri import api_pb2 as pb
 
@@ -17,32 +13,18 @@ pytestmark = pytest.mark.root
 
 RUNC = shutil.which("runc", path="/usr/sbin:/usr/bin:/usr/local/sbin") or ""
 
-TABLE = """
-[runtimes.wrapped]
-type = "external"
-binary = "{binary}"
-"""
+
+def _wrap(daemon: Daemon) -> None:
+    daemon.wrap_runtime(f'#!/bin/sh\necho "$@" >> {daemon.folder}/calls\nexec {RUNC} "$@"\n')
 
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     if not RUNC:
         pytest.skip("there is no runc")
-    with (
-        LocalRegistry(tmp_path_factory.mktemp("registry") / "data") as registry,
-        private_daemon("sampancri4", "10.89.76.0/24") as server,
-    ):
-        oci_image.push(test_images.busybox_image(Path("/bin/busybox")), registry.address, "demo/busybox", "1")
-        wrapper = server.folder / "runc-wrapper"
-        wrapper.write_text(f'#!/bin/sh\necho "$@" >> {server.folder}/calls\nexec {RUNC} "$@"\n')
-        wrapper.chmod(0o755)
-        drop_in = server.folder / "conf.d" / "wrapped.toml"
-        drop_in.parent.mkdir()
-        drop_in.write_text(TABLE.format(binary=wrapper))
-        server.start()
-        image = pb.ImageSpec(image=f"{registry.host}/demo/busybox:1")
-        server.images.PullImage(pb.PullImageRequest(image=image))
-        yield server
+    folder = tmp_path_factory.mktemp("registry") / "data"
+    with busybox_daemon(Daemon, folder, "sampancri4", "10.89.76.0/24", _wrap) as made:
+        yield made
 
 
 def test_handlers_are_told(daemon: Daemon) -> None:

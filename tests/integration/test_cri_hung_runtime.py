@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import oci_image
 import pytest
-import test_images
-from cri_daemon import Daemon, private_daemon
-from local_registry import LocalRegistry
+from cri_daemon import Daemon, busybox_daemon
 
 from sampan.cri import api_pb2 as pb
 
@@ -30,35 +27,21 @@ for word in "$@"; do
 done
 exec {runc} "$@"
 """
-TABLE = """
-[runtimes.wrapped]
-type = "external"
-binary = "{binary}"
-timeout = 6
-"""
 #: Seconds: more than any call that does not wait for the runtime takes, less than the runtime hangs.
 SOON = 4.5
+
+
+def _wrap(daemon: Daemon) -> None:
+    daemon.wrap_runtime(WRAPPER.format(folder=daemon.folder, runc=RUNC), "timeout = 6\n")
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     if not RUNC:
         pytest.skip("there is no runc")
-    with (
-        LocalRegistry(tmp_path_factory.mktemp("registry") / "data") as registry,
-        private_daemon("sampancri7", "10.89.92.0/24") as daemon,
-    ):
-        oci_image.push(test_images.busybox_image(Path("/bin/busybox")), registry.address, "demo/busybox", "1")
-        wrapper = daemon.folder / "wrapper"
-        wrapper.write_text(WRAPPER.format(folder=daemon.folder, runc=RUNC))
-        wrapper.chmod(0o755)
-        drop_in = daemon.folder / "conf.d" / "wrapped.toml"
-        drop_in.parent.mkdir()
-        drop_in.write_text(TABLE.format(binary=wrapper))
-        daemon.start()
-        daemon.image = pb.ImageSpec(image=f"{registry.host}/demo/busybox:1")  # type: ignore[attr-defined]
-        daemon.images.PullImage(pb.PullImageRequest(image=daemon.image))  # type: ignore[attr-defined]
-        yield daemon
+    folder = tmp_path_factory.mktemp("registry") / "data"
+    with busybox_daemon(Daemon, folder, "sampancri7", "10.89.92.0/24", _wrap) as made:
+        yield made
 
 
 @pytest.fixture
@@ -78,7 +61,7 @@ def run_pod(daemon: Daemon, name: str, handler: str = "wrapped") -> str:
 def container_request(daemon: Daemon, pod: str, name: str = "c") -> pb.CreateContainerRequest:
     config = pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name=name),
-        image=daemon.image,  # type: ignore[attr-defined]
+        image=daemon.busybox,
         command=["sleep", "1000"],
     )
     return pb.CreateContainerRequest(pod_sandbox_id=pod, config=config)

@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import oci_image
 import pytest
-import test_images
-from cri_daemon import Daemon, private_daemon
-from local_registry import LocalRegistry
+from cri_daemon import Daemon, busybox_daemon
 
 from sampan import cgroup
 from sampan.cgroup.hierarchy import layout
@@ -24,32 +21,20 @@ on_v2 = pytest.mark.skipif(cgroup.mode() != "v2", reason="the machine has cgroup
 MIB = 1 << 20
 
 
-class World(Daemon):
-    """A daemon and its image."""
-
-    image = pb.ImageSpec()
-
-
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with (
-        LocalRegistry(tmp_path_factory.mktemp("registry") / "data") as registry,
-        private_daemon("sampancri13", "10.89.98.0/24", World) as daemon,
-    ):
-        oci_image.push(test_images.busybox_image(Path("/bin/busybox")), registry.address, "demo/busybox", "1")
-        daemon.start()
-        daemon.image = pb.ImageSpec(image=f"{registry.host}/demo/busybox:1")
-        daemon.images.PullImage(pb.PullImageRequest(image=daemon.image))
-        yield daemon
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("registry") / "data"
+    with busybox_daemon(Daemon, folder, "sampancri13", "10.89.98.0/24") as made:
+        yield made
 
 
 @pytest.fixture
-def daemon(shared: World) -> Iterator[World]:
+def daemon(shared: Daemon) -> Iterator[Daemon]:
     yield shared
     shared.remove_pods()
 
 
-def run(daemon: World, **resources: Any) -> str:
+def run(daemon: Daemon, **resources: Any) -> str:
     sandbox = pb.PodSandboxConfig(
         metadata=pb.PodSandboxMetadata(name="p", uid="u", namespace="n"),
         linux=pb.LinuxPodSandboxConfig(cgroup_parent="/sampan-test-limits"),
@@ -57,7 +42,7 @@ def run(daemon: World, **resources: Any) -> str:
     pod = daemon.runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=sandbox)).pod_sandbox_id
     linux = pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(**resources))
     config = pb.ContainerConfig(
-        metadata=pb.ContainerMetadata(name="c"), image=daemon.image, command=["sleep", "1000"], linux=linux
+        metadata=pb.ContainerMetadata(name="c"), image=daemon.busybox, command=["sleep", "1000"], linux=linux
     )
     request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=config)
     container = str(daemon.runtime.CreateContainer(request).container_id)
@@ -65,12 +50,12 @@ def run(daemon: World, **resources: Any) -> str:
     return container
 
 
-def update(daemon: World, container: str, **resources: Any) -> None:
+def update(daemon: Daemon, container: str, **resources: Any) -> None:
     request = pb.UpdateContainerResourcesRequest(container_id=container, linux=pb.LinuxContainerResources(**resources))
     daemon.runtime.UpdateContainerResources(request)
 
 
-def told(daemon: World, container: str) -> pb.LinuxContainerResources:
+def told(daemon: Daemon, container: str) -> pb.LinuxContainerResources:
     request = pb.ContainerStatusRequest(container_id=container)
     found: pb.LinuxContainerResources = daemon.runtime.ContainerStatus(request).status.resources.linux
     return found
@@ -83,7 +68,7 @@ def value(controller: str, container: str, name: str) -> str:
     return (folder / name).read_text().strip()
 
 
-def test_memory_with_swap(daemon: World) -> None:
+def test_memory_with_swap(daemon: Daemon) -> None:
     container = run(daemon, memory_limit_in_bytes=64 * MIB, memory_swap_limit_in_bytes=96 * MIB)
     names = {"v2": ("memory.max", "memory.swap.max")}.get(
         cgroup.mode(), ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
@@ -97,7 +82,7 @@ def test_memory_with_swap(daemon: World) -> None:
     assert told(daemon, container).memory_swap_limit_in_bytes == 128 * MIB
 
 
-def test_huge_pages_as_a_kubelet_sends_them(daemon: World) -> None:
+def test_huge_pages_as_a_kubelet_sends_them(daemon: Daemon) -> None:
     if not limits.counts_huge_pages(layout()):
         run(daemon, hugepage_limits=[pb.HugepageLimit(page_size="2MB", limit=0)])
         return
@@ -109,7 +94,7 @@ def test_huge_pages_as_a_kubelet_sends_them(daemon: World) -> None:
 
 
 @on_v2
-def test_memory_quality_of_service(daemon: World) -> None:
+def test_memory_quality_of_service(daemon: Daemon) -> None:
     container = run(
         daemon,
         memory_limit_in_bytes=64 * MIB,
@@ -137,7 +122,7 @@ def test_memory_quality_of_service(daemon: World) -> None:
         ("cgroup.procs", grpc.StatusCode.INVALID_ARGUMENT),
     ],
 )
-def test_a_key_that_is_no_limit_is_refused_and_nothing_is_left(daemon: World, key: str, code: grpc.StatusCode) -> None:
+def test_a_key_that_is_no_limit_is_refused_and_nothing_is_left(daemon: Daemon, key: str, code: grpc.StatusCode) -> None:
     with pytest.raises(grpc.RpcError) as refusal:
         run(daemon, unified={key: "1"})
     assert refusal.value.code() is code
@@ -145,7 +130,7 @@ def test_a_key_that_is_no_limit_is_refused_and_nothing_is_left(daemon: World, ke
     assert not daemon.runtime.ListContainers(pb.ListContainersRequest()).containers
 
 
-def test_the_spec_has_what_was_asked_for(daemon: World) -> None:
+def test_the_spec_has_what_was_asked_for(daemon: Daemon) -> None:
     container = run(daemon, cpu_period=50_000, cpu_quota=25_000, cpu_shares=512, cpuset_cpus="0")
     request = pb.ContainerStatusRequest(container_id=container, verbose=True)
     info = json.loads(daemon.runtime.ContainerStatus(request).info["info"])
@@ -157,7 +142,7 @@ def test_the_spec_has_what_was_asked_for(daemon: World) -> None:
         assert value("cpu", container, "cpu.cfs_quota_us") == "25000"
 
 
-def test_lists_of_usage_are_of_the_last_second_and_one_container_is_looked_at_now(daemon: World) -> None:
+def test_lists_of_usage_are_of_the_last_second_and_one_container_is_looked_at_now(daemon: Daemon) -> None:
     container = run(daemon, memory_limit_in_bytes=64 * MIB, memory_swap_limit_in_bytes=96 * MIB)
     asked = time.time_ns()
 
@@ -185,7 +170,7 @@ def test_lists_of_usage_are_of_the_last_second_and_one_container_is_looked_at_no
 
 
 @on_v2
-def test_pressure_is_told(daemon: World) -> None:
+def test_pressure_is_told(daemon: Daemon) -> None:
     run(daemon)
     (pod,) = daemon.runtime.ListPodSandboxStats(pb.ListPodSandboxStatsRequest()).stats
     for usage in (pod.linux, pod.linux.containers[0]):

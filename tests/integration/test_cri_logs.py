@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import oci_image
 import pytest
-import test_images
-from cri_daemon import Daemon, private_daemon
+from cri_daemon import Daemon, busybox_daemon
 from cri_servers import SLOWNESS
-from local_registry import LocalRegistry
 
 from sampan.cri import api_pb2 as pb
 from sampan.wire import crilog
@@ -27,30 +24,16 @@ SOON = 4.5 * SLOWNESS
 
 
 class World(Daemon):
-    """A daemon with a line limit of its own, and an image."""
+    """A daemon with a line limit of its own."""
 
-    image = pb.ImageSpec()
-
-    def command(self) -> list[str]:
-        """With the limit."""
-        found = super().command()
-        drop_in = self.folder / "conf.d" / "limit.toml"
-        drop_in.parent.mkdir(exist_ok=True)
-        drop_in.write_text(f"[cri]\nmax_log_line = {LIMIT}\n")
-        return found
+    settings = f"cri.max_log_line = {LIMIT}\n"
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with (
-        LocalRegistry(tmp_path_factory.mktemp("registry") / "data") as registry,
-        private_daemon("sampancri12", "10.89.97.0/24", World) as daemon,
-    ):
-        oci_image.push(test_images.busybox_image(Path("/bin/busybox")), registry.address, "demo/busybox", "1")
-        daemon.start()
-        daemon.image = pb.ImageSpec(image=f"{registry.host}/demo/busybox:1")
-        daemon.images.PullImage(pb.PullImageRequest(image=daemon.image))
-        yield daemon
+    folder = tmp_path_factory.mktemp("registry") / "data"
+    with busybox_daemon(World, folder, "sampancri12", "10.89.97.0/24") as made:
+        yield made
 
 
 @pytest.fixture
@@ -96,7 +79,7 @@ def run_pod(daemon: World, logs: Path, name: str = "p") -> str:
 def run(daemon: World, pod: str, script: str, **more: Any) -> str:
     command = ["sh", "-c", script]
     metadata = pb.ContainerMetadata(name="c")
-    config = pb.ContainerConfig(metadata=metadata, image=daemon.image, command=command, log_path="c.log", **more)
+    config = pb.ContainerConfig(metadata=metadata, image=daemon.busybox, command=command, log_path="c.log", **more)
     request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=config)
     container = str(daemon.runtime.CreateContainer(request).container_id)
     daemon.runtime.StartContainer(pb.StartContainerRequest(container_id=container))
