@@ -10,6 +10,7 @@ Any number of engines, in any number of processes, may be open on one root: what
 the monitors, never here.
 """
 
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from sampan.shim.client import MonitorClient
 from sampan.storage.store import Store
 
 if TYPE_CHECKING:
+    from sampan.engine.recovery import Recovery
     from sampan.engine.watch import Watch
     from sampan.registry.resolver import Resolver
     from sampan.shim.zygote import Zygote
@@ -63,6 +65,8 @@ class Engine:
         self.layout.make()
         self.store = Store(config.root, snapshotter=config.snapshotter)
         self.locks = Locks(f"{config.state}/locks")
+        #: Can be read once the engine ends: no network plugin is waited for any more.
+        self._ending = os.eventfd(0, os.EFD_CLOEXEC)
         self.networks = self._networks()
         self.events = Events(self.store.events, namespace, self.store.records(namespace, "followers"))
         self.pod_records = Records(self.store.records(namespace, "pods"), PodRecord, "pod")
@@ -77,13 +81,18 @@ class Engine:
         self._monitors_lock = threading.Lock()
         self._resolver: Resolver | None = None
         self._watch: Watch | None = None
+        self._recovery: Recovery | None = None
 
     def _networks(self) -> network.Networks:
         # Beside the store, not with the state: what was attached must be known after a reboot too, so that external
         # plugins are told to let go of it.
         config = self.config
         return network.load(
-            config.cni_conf_dir, state_dir=f"{config.root}/network", bin_dirs=config.cni_plugin_dirs, default=True
+            config.cni_conf_dir,
+            state_dir=f"{config.root}/network",
+            bin_dirs=config.cni_plugin_dirs,
+            default=True,
+            ending=self._ending,
         )
 
     @property
@@ -172,16 +181,20 @@ class Engine:
 
     def tidy(self) -> None:
         """Take the bridges and rules that no pod uses any more; for the last thing that a daemon or a command does."""
+        self._end_plugins()
         try:
             network.tidy(self.networks)
         except SampanError:
             return  # they do no harm, and the next one to end tries again
 
     def recover(self) -> None:
-        """Bring records and machine together after a crash or a reboot; the daemon calls it once, at start."""
+        """Bring records and machine together after a crash or a reboot; the daemon calls it once, at start.
+
+        What is still under way after a few seconds, because a network plugin takes its time, goes on in threads.
+        """
         from sampan.engine.recovery import recover
 
-        recover(self)
+        self._recovery = recover(self)
 
     def watch(self) -> None:
         """Follow every monitor's events from a thread, so that exits are recorded as they happen."""
@@ -200,6 +213,7 @@ class Engine:
 
     def close(self) -> None:
         """Let go of the store and of every connection; pods live on."""
+        self._end_plugins()
         if self._watch is not None:
             self._watch.close()
         with self._monitors_lock:
@@ -208,3 +222,13 @@ class Engine:
             client.close()
         self.runtimes.close()
         self.store.close()
+        fd, self._ending = self._ending, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _end_plugins(self) -> None:
+        """End the network plugins under way: at a recovery, or of a call that the daemon's end has cut off."""
+        if self._ending >= 0:
+            os.eventfd_write(self._ending, 1)
+        if self._recovery is not None:
+            self._recovery.close()

@@ -204,6 +204,8 @@ class PodRecord(msgspec.Struct, kw_only=True):
     handler: str
     created_at: int
     state: Literal["creating", "ready", "notready"] = "creating"
+    #: Not ready since its monitor is gone; what it had on the machine is still to be freed.
+    lost: bool = False
     #: Namespace kind -> file that pins it.
     namespace_paths: dict[str, str] = msgspec.field(default_factory=dict)
     #: Addresses, the first one being the pod's IP.

@@ -182,14 +182,27 @@ class Pods:
             engine.containers.halt(container.id)
         with engine.locks.hold(pod.id):
             pod = engine.pod_records.get(pod.id)
-            if pod.state == "notready":
+            if pod.state == "notready" and not pod.lost:
                 return
             self._tear_down(pod)
+            known, pod.lost = pod.state == "notready", False
             pod.state = "notready"
             pod.pause_pid = 0
             with engine.store.transaction():
                 engine.pod_records.put(pod.id, pod)
-                engine.events.append("pod-stopped", pod_id=pod.id)
+                if not known:
+                    engine.events.append("pod-stopped", pod_id=pod.id)
+
+    def lose(self, pod_id: str) -> None:
+        """Record that a pod is not ready any more, its monitor being gone; :meth:`stop` frees what it had."""
+        engine = self._engine
+        with engine.store.transaction():
+            pod = engine.pod_records.get(pod_id)
+            if pod.state != "ready":
+                return
+            pod.state, pod.lost = "notready", True
+            engine.pod_records.put(pod.id, pod)
+            engine.events.append("pod-stopped", pod_id=pod.id)
 
     def _tear_down(self, pod: PodRecord) -> None:
         """Take all that a pod has on the machine, in an order in which each step may find its work done already."""
@@ -317,12 +330,19 @@ class Pods:
         return pods_stats(self._engine, pods, full=full, fresh=fresh)
 
     def discard(self, pod: PodRecord) -> None:
-        """Remove a pod that was never finished, and all that was made for it."""
+        """Remove a pod that was never finished; what can't be taken down stays on record, for the next start."""
         try:
-            self._tear_down(pod)
+            self.unmake(pod)
         except SampanError:
-            # Its record stays, so that the next start tries again.
             return
+
+    def unmake(self, pod: PodRecord) -> None:
+        """Take down all that was made for a pod that was never finished, then its record.
+
+        Raises:
+            SampanError: Something can't be taken down; the record stays.
+        """
+        self._tear_down(pod)
         shutil.rmtree(self._engine.layout.pod(pod.id), ignore_errors=True)
         self._engine.pod_records.delete(pod.id)
 

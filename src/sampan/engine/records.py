@@ -90,9 +90,9 @@ class Records(Generic[T]):
         """
         self._table.put(record_id, msgspec.json.encode(record), create=True, name=name, snapshots=snapshots)
 
-    def put(self, record_id: str, record: T) -> None:
-        """Write a record over the former; its name and what it keeps alive stay."""
-        self._table.put(record_id, msgspec.json.encode(record))
+    def put(self, record_id: str, record: T, *, name: str | None = None) -> None:
+        """Write a record over the former; what it keeps alive stays, and its name unless it gets another."""
+        self._table.put(record_id, msgspec.json.encode(record), name=name)
 
     def delete(self, record_id: str) -> None:
         """Remove a record; one that is not there is no error."""

@@ -1,12 +1,20 @@
 """After a crash or a reboot: what the records say and what the machine has are brought together.
 
-A pod whose monitor answers is adopted as it is. A pod still being made when its maker died is removed. A pod whose
-monitor is gone has lost its containers' ends: they are ended, and recorded as ended with an unknown exit code.
+A pod whose monitor answers is adopted as it is. A pod whose monitor is gone has lost its containers' ends: they are
+ended, and recorded as ended with an unknown exit code. A pod still being made when its maker died gives its name back.
+
+All that is done before the first call is served, and waits for no program of others. What dead pods have on the machine
+is freed by threads: a network plugin may take its time to let go, or hang. A thread holds the lock of the pod that it
+takes down, so that a call for this very pod waits for it, and none for another; addresses and host ports stay recorded
+as the dead pod's until they are free, so that no new pod gets them before.
 """
 
 import logging
 import os
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sampan import network
@@ -18,34 +26,100 @@ from sampan.errors import NotFound, SampanError, TimedOut, Unavailable
 if TYPE_CHECKING:
     from sampan.engine.engine import Engine
 
+_LOG = logging.getLogger("sampan.network")
 
 #: Seconds for a monitor to answer at a daemon's start. One that waits for a runtime that hangs is adopted later.
 PATIENCE = 3.0
+#: Seconds for dead pods to be freed, and for network plugins to collect garbage, before the daemon serves all the same.
+_NETWORK_PATIENCE = 3.0
+#: Pods that are taken down at a time: a plugin that hangs at one keeps the others from nothing.
+_THREADS = 8
+
+Work = Callable[[], None]
 
 
-def recover(engine: "Engine") -> None:
-    """Reconcile one namespace; one pod's trouble never keeps the others from it."""
-    containers = engine.container_records.list()
-    for record in containers:
-        if record.state == "creating":
-            engine.containers.discard(record)
-    live = set()
+class Recovery:
+    """The taking down of what dead pods have left, under way.
+
+    Args:
+        work: What is to be done, by the id of the pod that it is done for.
+    """
+
+    def __init__(self, work: dict[str, Work]) -> None:
+        self._closed = False
+        self._under_way: list[Future[None]] = []
+        self._pool = ThreadPoolExecutor(_THREADS, "recovery") if work else None
+        if self._pool is not None:
+            self._under_way = [self._pool.submit(self._do, pod_id, job) for pod_id, job in work.items()]
+            self._pool.shutdown(wait=False)  # its threads end when they have nothing left to do
+
+    def _do(self, pod_id: str, job: Work) -> None:
+        try:
+            job()
+        except NotFound:
+            pass  # somebody removed it meanwhile
+        except (SampanError, OSError) as error:
+            if not self._closed:
+                _LOG.warning("left to a later reconcile: pod %s: %s", pod_id[:12], error)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until all is done; whether it is."""
+        return not wait(self._under_way, seconds).not_done
+
+    def close(self) -> None:
+        """Wait for what is under way, whose plugins have been told to end; what is left, the next start finds."""
+        self._closed = True
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def recover(engine: "Engine") -> Recovery:
+    """Reconcile one namespace; one pod's trouble never keeps the others from it.
+
+    Returns:
+        What is still under way.
+    """
+    for container in engine.container_records.list():
+        if container.state == "creating" and engine.locks.free(container.id):
+            engine.containers.discard(container)
+    live, work = set(), dict[str, Work]()
     for pod in engine.pod_records.list():
         if pod.state == "creating":
-            engine.pods.discard(pod)
+            if engine.locks.free(pod.id):
+                work[pod.id] = _give_up(engine, pod)
         elif pod.state == "ready" and _adopt(engine, pod):
             live.add(pod.id)
-    for error in network.reconcile(engine.networks, lambda: _owners(engine, live)).errors:
-        logging.getLogger("sampan.network").warning("left to a later reconcile: %s", error)
+        elif pod.state == "ready" or pod.lost:
+            work[pod.id] = partial(engine.pods.stop, pod.id)
+    until = time.monotonic() + _NETWORK_PATIENCE
+    for pod_id in network.dead(engine.networks, lambda: _owners(engine, {*live, *work})):
+        work[pod_id] = partial(network.free, engine.networks, pod_id)
+    recovery = Recovery(work)
+    for error in network.mend(engine.networks, _NETWORK_PATIENCE).errors:
+        _LOG.warning("left to a later reconcile: %s", error)
+    if not recovery.wait(until - time.monotonic()):
+        _LOG.warning("dead pods are still being freed: the daemon serves meanwhile")
+    return recovery
 
 
-def _owners(engine: "Engine", live: set[str]) -> set[str]:
+def _owners(engine: "Engine", known: set[str]) -> set[str]:
     """Pods of every namespace that may own addresses and rules: the network is the machine's."""
-    return live.union(os.listdir(f"{engine.config.state}/ns"))
+    return known.union(os.listdir(f"{engine.config.state}/ns"))
+
+
+def _give_up(engine: "Engine", pod: PodRecord) -> Work:
+    """Let a pod that was never finished give its name back; what takes it down."""
+    engine.pod_records.put(pod.id, pod, name=pod.id)
+
+    def unmake() -> None:
+        with engine.locks.hold(pod.id):
+            engine.pods.unmake(pod)
+
+    return unmake
 
 
 def _adopt(engine: "Engine", pod: PodRecord) -> bool:
-    """Whether the pod lives; if its monitor is gone, its containers are ended and it is left not ready."""
+    """Whether the pod lives; if its monitor is gone, its containers are ended and it is not ready any more."""
     try:
         told = engine.monitor(pod.id).info(PATIENCE)
     except TimedOut:
@@ -54,10 +128,7 @@ def _adopt(engine: "Engine", pod: PodRecord) -> bool:
         for record in engine.container_records.list():
             if record.pod_id == pod.id and record.state in ("created", "running"):
                 end_orphan(engine, record)
-        try:
-            engine.pods.stop(pod.id)
-        except SampanError:
-            return True  # not taken down whole: keep its addresses until that works
+        engine.pods.lose(pod.id)
         return False
     adopt_containers(engine, pod.id, told)
     return True

@@ -11,7 +11,21 @@ from sampan.network.conflist import NetworkList
 from sampan.network.execution import PluginFailed
 from sampan.network.foreign import Program, programs
 from sampan.network.forwarding import obstacles
-from sampan.network.manage import Member, Reconciled, Status, create, members, reconcile, remove, status, subnets, tidy
+from sampan.network.manage import (
+    Member,
+    Reconciled,
+    Status,
+    create,
+    dead,
+    free,
+    members,
+    mend,
+    reconcile,
+    remove,
+    status,
+    subnets,
+    tidy,
+)
 from sampan.network.names import publish as publish_names
 from sampan.network.state import State
 
@@ -31,9 +45,12 @@ __all__ = [
     "attach",
     "check",
     "create",
+    "dead",
     "detach",
+    "free",
     "load",
     "members",
+    "mend",
     "obstacles",
     "programs",
     "publish_names",
@@ -48,7 +65,9 @@ __all__ = [
 BIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni")
 
 
-def load(conf_dir: str, *, state_dir: str, bin_dirs: tuple[str, ...] = BIN_DIRS, default: bool = True) -> Networks:
+def load(
+    conf_dir: str, *, state_dir: str, bin_dirs: tuple[str, ...] = BIN_DIRS, default: bool = True, ending: int = -1
+) -> Networks:
     """The networks that ``conf_dir`` configures.
 
     Args:
@@ -56,5 +75,6 @@ def load(conf_dir: str, *, state_dir: str, bin_dirs: tuple[str, ...] = BIN_DIRS,
         state_dir: Where leases, rules and cached results are kept; made if missing.
         bin_dirs: Where external plugins are.
         default: Whether a built-in bridge network stands in for a directory that has no configuration.
+        ending: A descriptor that can be read once the caller ends: an external plugin under way is ended then.
     """
-    return Networks(conf_dir, State(state_dir), bin_dirs, default=default)
+    return Networks(conf_dir, State(state_dir), bin_dirs, default=default, ending=ending)

@@ -55,19 +55,23 @@ class Networks:
         default: Whether a built-in network stands in when the directory has no configuration.
     """
 
-    def __init__(self, conf_dir: str, state: State, bin_dirs: tuple[str, ...], *, default: bool) -> None:
+    def __init__(
+        self, conf_dir: str, state: State, bin_dirs: tuple[str, ...], *, default: bool, ending: int = -1
+    ) -> None:
         self.conf_dir = conf_dir
         self.state = state
         self.bin_dirs = bin_dirs
         #: Seconds for one call of an external plugin.
         self.deadline = execution.DEADLINE
         self._silent: dict[str, float] = {}
+        ending: A descriptor that can be read once no external plugin is to be waited for any more.
         self._default = default
         self._seen: tuple[object, object] | None = None
         self._files: list[str] = []
         self._lists: dict[str, NetworkList] = {}
         self._errors: dict[str, InvalidInput] = {}
         self._built_in: tuple[str, NetworkList] | None = None
+        self.ending = ending
 
     def _look(self) -> None:
         seen, folders = _stamps(self.conf_dir, SUFFIXES)
@@ -103,11 +107,13 @@ class Networks:
         if command in ("DEL", "GC") and ago < _SILENCE:
             raise TimedOut(f"CNI plugin {kind} did not answer {ago:.0f} s ago; it is asked again in a while")
         try:
-            answer = execution.run(binary, command, conf, bin_dirs=self.bin_dirs, **{"deadline": self.deadline, **whom})
+            answer = execution.run(binary, command, conf, bin_dirs=self.bin_dirs, ending=self.ending, **patience)
         except TimedOut:
-            self._silent[binary] = time.monotonic()
+            if patience["deadline"] >= self.deadline:  # who is asked in passing need not be one that hangs
+                self._silent[binary] = time.monotonic()
             raise
         self._silent.pop(binary, None)
+        patience = {"deadline": self.deadline, **whom}
         return answer
 
     def all(self) -> list[NetworkList]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sampan.errors import Corrupt, NotFound, SampanError, StageFailed, TimedOut
+from sampan.errors import Corrupt, NotFound, SampanError, StageFailed, TimedOut, Unavailable
 from sampan.linux.process import pidfd_open
 from sampan.spec import cni
 
@@ -72,8 +72,21 @@ def run(
     args: dict[str, str] | None = None,
     bin_dirs: tuple[str, ...] = (),
     deadline: float = DEADLINE,
+    ending: int = -1,
 ) -> dict[str, Any]:
     """Run one call of a plugin.
+
+    Args:
+        binary: Its path.
+        command: ADD, DEL, CHECK, STATUS, GC or VERSION.
+        conf: Its configuration.
+        container_id: CNI_CONTAINERID.
+        netns: CNI_NETNS.
+        ifname: CNI_IFNAME.
+        args: CNI_ARGS.
+        bin_dirs: CNI_PATH.
+        deadline: Seconds after which it is killed.
+        ending: A descriptor that can be read once whoever asks is ending, which ends the plugin too.
 
     Returns:
         What it printed; empty when it printed nothing.
@@ -81,6 +94,7 @@ def run(
     Raises:
         PluginFailed: It printed an error object.
         TimedOut: It did not end.
+        Unavailable: Whoever asked is ending.
         Corrupt: What it printed is no JSON object, or nothing and it failed.
     """
     plugin = os.path.basename(binary)
@@ -93,7 +107,7 @@ def run(
         "CNI_ARGS": ";".join(f"{key}={value}" for key, value in (args or {}).items()),
         "CNI_PATH": ":".join(bin_dirs or (os.path.dirname(binary),)),
     }
-    status, output, said = _communicate(binary, command, environment, msgspec.json.encode(conf), deadline)
+    status, output, said = _communicate(binary, command, environment, msgspec.json.encode(conf), deadline, ending)
     stderr = _shown(said)
     try:
         document = msgspec.json.decode(output) if output.strip() else {}
@@ -138,7 +152,7 @@ def _signal_name(number: int) -> str:
 
 
 def _communicate(
-    binary: str, command: str, environment: dict[str, str], document: bytes, deadline: float
+    binary: str, command: str, environment: dict[str, str], document: bytes, deadline: float, ending: int
 ) -> tuple[int, bytes, bytes]:
     import signal
     import subprocess
@@ -158,11 +172,13 @@ def _communicate(
         raise StageFailed(f"run CNI plugin {os.path.basename(binary)}", error, path=binary) from error
     output, said = bytearray(), bytearray()
     try:
-        _pump(process, document, time.monotonic() + deadline, output, said)
+        _pump(process, document, time.monotonic() + deadline, ending, output, said)
         return process.wait(), bytes(output), bytes(said)
-    except (TimedOut, OverflowError) as error:
+    except (TimedOut, Unavailable, OverflowError) as error:
         plugin, shown = os.path.basename(binary), _shown(said)
         stderr = f"; stderr: {shown}" if shown else ""
+        if isinstance(error, Unavailable):
+            raise Unavailable(f"CNI plugin {plugin} was killed at its {command}, since we are ending{stderr}") from None
         if isinstance(error, TimedOut):
             how = f"did not end its {command} within {deadline:g} s and was killed"
             raise TimedOut(f"CNI plugin {plugin} {how}{stderr}") from None
@@ -180,7 +196,7 @@ def _communicate(
 
 
 def _pump(
-    process: "subprocess.Popen[bytes]", document: bytes, until: float, output: bytearray, said: bytearray
+    process: "subprocess.Popen[bytes]", document: bytes, until: float, ending: int, output: bytearray, said: bytearray
 ) -> None:
     """Write the document, read both outputs, until the process has ended: not until every heir of its pipes has."""
     import selectors
@@ -194,7 +210,7 @@ def _pump(
             for fd in (process.stdin.fileno(), *outputs):
                 os.set_blocking(fd, False)
             selector.register(process.stdin.fileno(), selectors.EVENT_WRITE)
-            for fd in (*outputs, pidfd):
+            for fd in (*outputs, pidfd, *([ending] if ending >= 0 else [])):
                 selector.register(fd, selectors.EVENT_READ)
             ended = False
             while not ended:
@@ -204,6 +220,8 @@ def _pump(
                 for key, _events in selector.select(remaining):
                     if key.fd == pidfd:
                         ended = True
+                    elif key.fd == ending:
+                        raise Unavailable("ending")
                     elif key.fd in outputs:
                         if not _read(key.fd, outputs[key.fd]):
                             selector.unregister(key.fd)
@@ -212,9 +230,7 @@ def _pump(
                         if not left:
                             selector.unregister(key.fd)
                             process.stdin.close()
-            for fd, into in outputs.items():
-                while _read(fd, into):
-                    pass
+            _drain(outputs)
     finally:
         os.close(pidfd)
 
@@ -226,6 +242,12 @@ def _write(fd: int, left: memoryview) -> memoryview:
         return left
     except BrokenPipeError:
         return left[:0]
+
+
+def _drain(outputs: dict[int, bytearray]) -> None:
+    for fd, into in outputs.items():
+        while _read(fd, into):
+            pass
 
 
 def _read(fd: int, into: bytearray) -> bool:

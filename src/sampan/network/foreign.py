@@ -1,6 +1,8 @@
 """What external plugins are asked of a whole network: VERSION, and STATUS and GC of CNI 1.1."""
 
+import math
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,11 +78,16 @@ def status(networks: Networks, network: NetworkList) -> None:
         networks.call(kind, "STATUS", conf, deadline=_STATUS_SECONDS)
 
 
-def collect(networks: Networks, network: NetworkList) -> list[str]:
+def collect(networks: Networks, network: NetworkList, until: float = math.inf) -> list[str]:
     """Have the external plugins of a network of CNI 1.1 free what belongs to no attachment; what failed.
 
     Nothing is collected on a network that another runtime has attached containers to, which the plugins could not tell
     from garbage.
+
+    Args:
+        networks: Where plugins are looked for.
+        network: The network.
+        until: Time on the monotonic clock at which who has not ended is ended, and who is left is not asked.
     """
     if network.version != "1.1.0" or network.disable_gc:
         return []
@@ -96,8 +103,12 @@ def collect(networks: Networks, network: NetworkList) -> list[str]:
     for kind, conf in asked:
         # The second name is what libcni's first versions called it.
         conf |= {"cni.dev/valid-attachments": valid, "cni.dev/attachments": valid}
+        deadline = min(networks.deadline, until - time.monotonic())
+        if deadline <= 0:
+            errors.append(f"network {network.name}: CNI plugin {kind} was not asked to collect: others took the time")
+            continue
         try:
-            networks.call(kind, "GC", conf)
+            networks.call(kind, "GC", conf, deadline=deadline)
         except SampanError as error:
             errors.append(f"network {network.name}: {error}")
     return errors

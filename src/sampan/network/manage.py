@@ -1,7 +1,9 @@
 """The networks as a whole: whether they are ready, what nobody owns, making and removing one."""
 
 import errno
+import math
 import os
+import time
 from collections.abc import Callable, Collection
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
@@ -111,28 +113,57 @@ def reconcile(networks: Networks, live: Collection[str] | Callable[[], Collectio
             runtimes, which call ``sampan-cni``, are left to their runtime.
     """
     state = networks.state
-    attached = state.attached()
-    alive = set(live() if callable(live) else live)
     gone, errors, count = [], list[str](), 0
-    for container in sorted(attached - alive):
+    for container in dead(networks, live):
         count += state.database.execute("SELECT count(*) FROM leases WHERE container = ?", (container,)).fetchone()[0]
         try:
-            detach(networks, container)
-            for owner in state.owners_left(container):
-                forget(state, owner)
+            free(networks, container)
             gone.append(container)
         except SampanError as error:
             errors.append(f"{container}: {error}")
+    mended = mend(networks)
+    errors += mended.errors
+    return msgspec.structs.replace(mended, attachments=tuple(gone), leases=count, errors=tuple(errors))
+
+
+def dead(networks: Networks, live: Collection[str] | Callable[[], Collection[str]]) -> list[str]:
+    """Containers that are attached and live no longer; ``live`` as :func:`reconcile` has it."""
+    attached = networks.state.attached()
+    return sorted(attached.difference(live() if callable(live) else live))
+
+
+def free(networks: Networks, container: str) -> None:
+    """Free all that a dead container holds.
+
+    Raises:
+        SampanError: A plugin did not let go; the next call asks it again.
+    """
+    detach(networks, container)
+    for owner in networks.state.owners_left(container):
+        forget(networks.state, owner)
+
+
+def mend(networks: Networks, patience: float = math.inf) -> Reconciled:
+    """Make rules and names on the machine those that are recorded; have plugins collect what they know nobody of.
+
+    Nobody may join a network meanwhile whose external plugins collect: they might take it for garbage.
+
+    Args:
+        networks: The networks.
+        patience: Seconds that external plugins get in all, besides the deadline that each call has.
+    """
+    until = time.monotonic() + patience
     removed, restored = _reconcile_rules(networks)
+    errors = []
     for others in (firewalld.restore, forwarding.restore):
         try:
-            restored += others(state)
+            restored += others(networks.state)
         except SampanError as error:
             errors.append(str(error))
-    names.refresh(state)
+    names.refresh(networks.state)
     for network in networks.all():
-        errors += foreign.collect(networks, network)
-    return Reconciled(tuple(gone), count, removed, restored, tuple(errors))
+        errors += foreign.collect(networks, network, until)
+    return Reconciled(rules_removed=removed, rules_restored=restored, errors=tuple(errors))
 
 
 def forget(state: State, owner: Owner) -> None:
