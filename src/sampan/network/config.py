@@ -53,6 +53,7 @@ class Networks:
         state: The network's state.
         bin_dirs: Where external plugins are, in order.
         default: Whether a built-in network stands in when the directory has no configuration.
+        ending: A descriptor that can be read once no external plugin is to be waited for any more.
     """
 
     def __init__(
@@ -61,17 +62,16 @@ class Networks:
         self.conf_dir = conf_dir
         self.state = state
         self.bin_dirs = bin_dirs
+        self.ending = ending
         #: Seconds for one call of an external plugin.
         self.deadline = execution.DEADLINE
         self._silent: dict[str, float] = {}
-        ending: A descriptor that can be read once no external plugin is to be waited for any more.
         self._default = default
         self._seen: tuple[object, object] | None = None
         self._files: list[str] = []
         self._lists: dict[str, NetworkList] = {}
         self._errors: dict[str, InvalidInput] = {}
         self._built_in: tuple[str, NetworkList] | None = None
-        self.ending = ending
 
     def _look(self) -> None:
         seen, folders = _stamps(self.conf_dir, SUFFIXES)
@@ -106,6 +106,7 @@ class Networks:
         ago = time.monotonic() - self._silent.get(binary, -_SILENCE)
         if command in ("DEL", "GC") and ago < _SILENCE:
             raise TimedOut(f"CNI plugin {kind} did not answer {ago:.0f} s ago; it is asked again in a while")
+        patience = {"deadline": self.deadline, **whom}
         try:
             answer = execution.run(binary, command, conf, bin_dirs=self.bin_dirs, ending=self.ending, **patience)
         except TimedOut:
@@ -113,7 +114,6 @@ class Networks:
                 self._silent[binary] = time.monotonic()
             raise
         self._silent.pop(binary, None)
-        patience = {"deadline": self.deadline, **whom}
         return answer
 
     def all(self) -> list[NetworkList]:
