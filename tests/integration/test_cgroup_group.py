@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from group_children import end, spawn
 from sampan.cgroup import Group, mode, open_group
 from sampan.cgroup.hierarchy import layout, parse_proc_cgroup, read_file
 from sampan.cgroup.v1 import GroupV1
@@ -22,34 +23,9 @@ def group() -> Iterator[Group]:
     made = open_group(f"{ROOT}/{os.getpid()}/inner")
     made.create()
     yield made
-    made.kill()
-    while True:
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            break
-    made.remove()
+    end(made)
     assert not made.exists()
     assert not any(os.path.exists(point + ROOT) for point in layout().controllers.values())
-
-
-def spawn(group: Group, work: str = "sleep") -> int:
-    """A child in the group that waits to be killed, or does some work first."""
-    ready, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            group.join()
-            os.write(tell, b"!")
-            if work == "eat":
-                bytearray(256 << 20)[:: os.sysconf("SC_PAGESIZE")] = b"x" * (256 << 20 >> 12)
-            signal.pause()
-        finally:
-            os._exit(1)
-    os.close(tell)
-    assert os.read(ready, 1) == b"!"
-    os.close(ready)
-    return pid
 
 
 def v1_only() -> None:

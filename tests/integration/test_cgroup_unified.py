@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from group_children import end
 from sampan.cgroup.device_program import install
 from sampan.cgroup.devices import parse
 from sampan.cgroup.hierarchy import layout, read_file, write_file
@@ -27,13 +28,7 @@ def group() -> Iterator[GroupV2]:
     made = GroupV2(f"/sampan-test-unified/{os.getpid()}/inner", layout().unified)
     made.create()
     yield made
-    made.kill()
-    try:
-        while True:
-            os.waitpid(-1, 0)
-    except ChildProcessError:
-        pass
-    made.remove()
+    end(made)
     assert not os.path.exists(f"{layout().unified}/sampan-test-unified/{os.getpid()}")
     if layout().mode == "hybrid":
         # Other runtimes refuse hybrid machines with controllers in the unified hierarchy.

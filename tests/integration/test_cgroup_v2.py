@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from runtime_bundle import Box
 
+from group_children import end
 from sampan.cgroup import Group, mode, open_group
 from sampan.cgroup.hierarchy import read_file, read_pairs
 from sampan.errors import InvalidInput, SampanError, Unsupported
@@ -24,13 +25,7 @@ def group() -> Iterator[Group]:
     made = open_group(f"/sampan-test-v2/{os.getpid()}/inner")
     made.create()
     yield made
-    made.kill()
-    try:
-        while True:
-            os.waitpid(-1, 0)
-    except ChildProcessError:
-        pass
-    made.remove()
+    end(made)
     assert not os.path.exists("/sys/fs/cgroup/sampan-test-v2")
 
 

@@ -9,13 +9,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import oci_image
 import pytest
-import test_images
-from cri_daemon import Daemon, private_daemon
-from local_registry import LocalRegistry
+from cri_daemon import Daemon, busybox_daemon
 
-from sampan.cgroup import Group, mode, open_group
+from group_children import reap, spawn
+from sampan.cgroup import mode, open_group
 from sampan.cgroup.hierarchy import read_file
 from sampan.cri import api_pb2 as pb
 from sampan.errors import InvalidInput, SampanError
@@ -52,37 +50,20 @@ def gone(unit: str) -> bool:
     return show(unit)["LoadState"] == "not-found"
 
 
-def spawn(group: Group, then: str = "sleep") -> int:
-    """A child in the group that sleeps, or eats memory."""
-    ready, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            group.joiner().join()
-            os.write(tell, b"!")
-            while then == "eat":
-                kept = globals().setdefault("kept", [])
-                kept.append(b"x" * (1 << 20))
-            signal.pause()
-        finally:
-            os._exit(1)
-    os.close(tell)
-    assert os.read(ready, 1) == b"!"
-    os.close(ready)
-    return pid
+@pytest.fixture
+def pod_slice() -> Iterator[str]:
+    """A kubelet's slice of a pod, which is stopped at last."""
+    yield POD
+    subprocess.run(["systemctl", "stop", POD], check=False, capture_output=True)
 
 
 @pytest.fixture
-def name() -> Iterator[str]:
+def name(pod_slice: str) -> Iterator[str]:
     """A container's name; its scope is stopped if the test leaves it."""
     chosen = f"t{os.getpid()}"
     yield chosen
-    subprocess.run(["systemctl", "stop", f"cri-{chosen}.scope", POD], check=False, capture_output=True)
-    try:
-        while True:
-            os.waitpid(-1, 0)
-    except ChildProcessError:
-        pass
+    subprocess.run(["systemctl", "stop", f"cri-{chosen}.scope", pod_slice], check=False, capture_output=True)
+    reap()
 
 
 def test_a_scope_in_a_kubelets_slice(name: str) -> None:
@@ -217,22 +198,17 @@ class SystemdDaemon(Daemon):
 
 
 @pytest.fixture
-def daemon() -> Iterator[SystemdDaemon]:
-    with private_daemon("sampansystemd0", "10.89.79.0/24", SystemdDaemon) as server:
-        server.start()
+def daemon(pod_slice: str, tmp_path: Path) -> Iterator[SystemdDaemon]:
+    with busybox_daemon(SystemdDaemon, tmp_path / "registry", "sampansystemd0", "10.89.79.0/24") as server:
         yield server
 
 
 @pytest.mark.parametrize(
     ("parent", "path"), [(POD_PATH, POD_PATH), (POD, POD_PATH), ("", "/sampan.slice")], ids=["path", "name", "none"]
 )
-def test_pods_over_cri(daemon: SystemdDaemon, tmp_path: Path, name: str, parent: str, path: str) -> None:
+def test_pods_over_cri(daemon: SystemdDaemon, parent: str, path: str) -> None:
     runtime = daemon.runtime
     assert runtime.RuntimeConfig(pb.RuntimeConfigRequest()).linux.cgroup_driver == pb.SYSTEMD
-    with LocalRegistry(tmp_path / "registry") as registry:
-        oci_image.push(test_images.busybox_image(Path("/bin/busybox")), registry.address, "demo/busybox", "1")
-        image = pb.ImageSpec(image=f"{registry.host}/demo/busybox:1")
-        daemon.images.PullImage(pb.PullImageRequest(image=image))
     config = pb.PodSandboxConfig(
         metadata=pb.PodSandboxMetadata(name="pod", uid="uid", namespace="default"),
         log_directory=str(daemon.folder / "logs"),
@@ -241,7 +217,7 @@ def test_pods_over_cri(daemon: SystemdDaemon, tmp_path: Path, name: str, parent:
     pod = runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=config)).pod_sandbox_id
     container = pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name="main"),
-        image=image,
+        image=daemon.busybox,
         command=["/bin/sleep", "1000"],
         linux=pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(memory_limit_in_bytes=64 << 20)),
     )
