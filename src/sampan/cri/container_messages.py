@@ -1,7 +1,5 @@
 """From the engine's container records to messages."""
 
-from typing import Any
-
 from sampan.cri import api_pb2 as pb
 from sampan.cri import pod_messages, signals
 from sampan.engine.model import ContainerRecord, ImageRecord, Mount, Resources
@@ -39,25 +37,20 @@ def _image(container: ContainerRecord) -> pb.ImageSpec:
     )
 
 
-def listed(container: ContainerRecord) -> Any:
-    """Fields of ``Container``, a container in a list, of which the answer is built at once."""
-    spec = container.spec
-    return {
-        "id": container.id,
-        "pod_sandbox_id": container.pod_id,
-        "metadata": {"name": spec.metadata.name, "attempt": spec.metadata.attempt},
-        "image": {
-            "image": spec.image_ref or spec.image,
-            "user_specified_image": spec.image,
-            "image_ref": container.image_id,
-        },
-        "image_ref": container.image_id,
-        "state": state(container),
-        "created_at": container.created_at,
-        "labels": spec.labels,
-        "annotations": spec.annotations,
-        "image_id": container.image_id,
-    }
+def listed(container: ContainerRecord) -> pb.Container:
+    """A container in a list."""
+    return pb.Container(
+        id=container.id,
+        pod_sandbox_id=container.pod_id,
+        metadata=metadata(container),
+        image=_image(container),
+        image_ref=container.image_id,
+        state=state(container),
+        created_at=container.created_at,
+        labels=container.spec.labels,
+        annotations=container.spec.annotations,
+        image_id=container.image_id,
+    )
 
 
 def status(container: ContainerRecord, image: ImageRecord | None, stop_signal: str = "") -> pb.ContainerStatus:

@@ -1,6 +1,6 @@
 """Containers: created, started, stopped, removed, updated, told of."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import grpc
@@ -8,6 +8,7 @@ import msgspec
 
 from sampan.cri import api_pb2 as pb
 from sampan.cri import common_requests, container_messages, container_requests, fields, lists
+from sampan.cri.encoding import Encoded, Field
 from sampan.engine.engine import Engine
 from sampan.engine.model import ContainerRecord, ImageRecord
 from sampan.errors import InvalidInput, NotFound
@@ -18,6 +19,8 @@ _STATES = {
     pb.CONTAINER_EXITED: "exited",
     pb.CONTAINER_UNKNOWN: "unknown",
 }
+_LISTED = Field(pb.ListContainersResponse, "containers")
+_STREAMED = Field(pb.StreamContainersResponse, "containers")
 #: Longest grace period of a stop, in seconds: about 68 years, Kubernetes' own bound (int32).
 _LONGEST = (1 << 31) - 1
 
@@ -33,6 +36,9 @@ class Containers:
     def __init__(self, engine: Engine, *, unset_seccomp: Literal["default", "unconfined"] = "unconfined") -> None:
         self._engine = engine
         self._unset_seccomp = unset_seccomp
+        self._entries: Encoded[ContainerRecord] = Encoded(
+            lambda container: container_messages.listed(container).SerializeToString()
+        )
 
     def create_container(
         self, request: pb.CreateContainerRequest, _context: grpc.ServicerContext
@@ -78,20 +84,15 @@ class Containers:
             pass
         return pb.RemoveContainerResponse()
 
-    def list_containers(
-        self, request: pb.ListContainersRequest, _context: grpc.ServicerContext
-    ) -> pb.ListContainersResponse:
-        """Containers that pass the filter."""
-        return pb.ListContainersResponse(containers=self._listed(request.filter))
+    def list_containers(self, request: pb.ListContainersRequest, _context: grpc.ServicerContext) -> bytes:
+        """Containers that pass the filter: ``ListContainersResponse``."""
+        return _LISTED.of(self._listed(request.filter))
 
-    def stream_containers(
-        self, request: pb.StreamContainersRequest, _context: grpc.ServicerContext
-    ) -> Iterator[pb.StreamContainersResponse]:
-        """The same in pieces."""
-        for piece in lists.pieces(self._listed(request.filter)):
-            yield pb.StreamContainersResponse(containers=piece)
+    def stream_containers(self, request: pb.StreamContainersRequest, _context: grpc.ServicerContext) -> Iterator[bytes]:
+        """The same in pieces: ``StreamContainersResponse``."""
+        return map(_STREAMED.of, lists.pieces(self._listed(request.filter)))
 
-    def _listed(self, wanted: pb.ContainerFilter) -> list[pb.Container]:
+    def _listed(self, wanted: pb.ContainerFilter) -> Iterable[bytes]:
         state = lists.state_of(_STATES, wanted.state.state, "filter.state.state") if wanted.HasField("state") else ""
         containers = self._engine.containers.list(
             id=fields.word(wanted.id, "filter.id"),
@@ -99,7 +100,7 @@ class Containers:
             state=state,
             labels=lists.selector(wanted.label_selector),
         )
-        return [container_messages.listed(container) for container in containers]
+        return self._entries.of(containers, all=lists.everything(wanted)).values()
 
     def container_status(
         self, request: pb.ContainerStatusRequest, _context: grpc.ServicerContext

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TypeVar
 
+from google.protobuf.message import Message
+
 from sampan.cri import fields
 from sampan.errors import InvalidInput
 
@@ -19,6 +21,11 @@ def pieces(entries: Iterable[T]) -> Iterator[list[T]]:
     left = iter(entries)
     while piece := list(islice(left, PIECE)):
         yield piece
+
+
+def everything(wanted: Message) -> bool:
+    """Whether a filter lets all pass."""
+    return not wanted.ByteSize()
 
 
 def state_of(states: Mapping[S, str], wanted: S, field: str) -> str:

@@ -1,7 +1,5 @@
 """From the engine's pod records to messages."""
 
-from typing import Any
-
 from sampan.cri import api_pb2 as pb
 from sampan.engine.model import IdMapping, NamespaceMode, Namespaces, PodRecord
 
@@ -24,18 +22,17 @@ def state(pod: PodRecord) -> pb.PodSandboxState.ValueType:
     return pb.SANDBOX_READY if pod.state == "ready" else pb.SANDBOX_NOTREADY
 
 
-def sandbox(pod: PodRecord) -> Any:
-    """Fields of ``PodSandbox``, a pod in a list: the answer is built of them at once, see :mod:`usage_messages`."""
-    given = pod.spec.metadata
-    return {
-        "id": pod.id,
-        "metadata": {"name": given.name, "uid": given.uid, "namespace": given.namespace, "attempt": given.attempt},
-        "state": state(pod),
-        "created_at": pod.created_at,
-        "labels": pod.spec.labels,
-        "annotations": pod.spec.annotations,
-        "runtime_handler": pod.spec.handler,
-    }
+def sandbox(pod: PodRecord) -> pb.PodSandbox:
+    """A pod in a list."""
+    return pb.PodSandbox(
+        id=pod.id,
+        metadata=metadata(pod),
+        state=state(pod),
+        created_at=pod.created_at,
+        labels=pod.spec.labels,
+        annotations=pod.spec.annotations,
+        runtime_handler=pod.spec.handler,
+    )
 
 
 def status(pod: PodRecord) -> pb.PodSandboxStatus:

@@ -1,18 +1,21 @@
 """Pods: run, stopped, removed, told of."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import grpc
 import msgspec
 
 from sampan.cri import api_pb2 as pb
 from sampan.cri import common_requests, container_messages, fields, lists, pod_messages, pod_requests
+from sampan.cri.encoding import Encoded, Field
 from sampan.engine.engine import Engine
 from sampan.engine.model import PodRecord
 from sampan.errors import NotFound
 
 _STATES = {pb.SANDBOX_READY: "ready", pb.SANDBOX_NOTREADY: "notready"}
+_LISTED = Field(pb.ListPodSandboxResponse, "items")
+_STREAMED = Field(pb.StreamPodSandboxesResponse, "pod_sandboxes")
 
 
 class Sandboxes:
@@ -24,6 +27,7 @@ class Sandboxes:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._entries: Encoded[PodRecord] = Encoded(lambda pod: pod_messages.sandbox(pod).SerializeToString())
 
     def run_pod_sandbox(
         self, request: pb.RunPodSandboxRequest, _context: grpc.ServicerContext
@@ -85,25 +89,22 @@ class Sandboxes:
         }
         return msgspec.json.encode(document).decode()
 
-    def list_pod_sandbox(
-        self, request: pb.ListPodSandboxRequest, _context: grpc.ServicerContext
-    ) -> pb.ListPodSandboxResponse:
-        """Pods that pass the filter."""
-        return pb.ListPodSandboxResponse(items=self._listed(request.filter))
+    def list_pod_sandbox(self, request: pb.ListPodSandboxRequest, _context: grpc.ServicerContext) -> bytes:
+        """Pods that pass the filter: ``ListPodSandboxResponse``."""
+        return _LISTED.of(self._listed(request.filter))
 
     def stream_pod_sandboxes(
         self, request: pb.StreamPodSandboxesRequest, _context: grpc.ServicerContext
-    ) -> Iterator[pb.StreamPodSandboxesResponse]:
-        """The same in pieces."""
-        for piece in lists.pieces(self._listed(request.filter)):
-            yield pb.StreamPodSandboxesResponse(pod_sandboxes=piece)
+    ) -> Iterator[bytes]:
+        """The same in pieces: ``StreamPodSandboxesResponse``."""
+        return map(_STREAMED.of, lists.pieces(self._listed(request.filter)))
 
-    def _listed(self, wanted: pb.PodSandboxFilter) -> list[pb.PodSandbox]:
+    def _listed(self, wanted: pb.PodSandboxFilter) -> Iterable[bytes]:
         state = lists.state_of(_STATES, wanted.state.state, "filter.state.state") if wanted.HasField("state") else ""
         pods = self._engine.pods.list(
             id=fields.word(wanted.id, "filter.id"), state=state, labels=lists.selector(wanted.label_selector)
         )
-        return [pod_messages.sandbox(pod) for pod in pods]
+        return self._entries.of(pods, all=lists.everything(wanted)).values()
 
     def update_pod_sandbox_resources(
         self, request: pb.UpdatePodSandboxResourcesRequest, _context: grpc.ServicerContext

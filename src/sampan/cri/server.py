@@ -19,6 +19,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import message_factory
+from google.protobuf.message import Message
 
 from sampan.cri import api_pb2, failures
 
@@ -82,9 +83,8 @@ class Server:
         wrapped = (self._stream if method.server_streaming else self._unary)(method.name, behavior)
         wrapped.experimental_thread_pool = self._pools[pool_of(method.name)]  # type: ignore[attr-defined]
         request = message_factory.GetMessageClass(method.input_type)
-        response = message_factory.GetMessageClass(method.output_type)
         make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
-        return make(wrapped, request_deserializer=request.FromString, response_serializer=response.SerializeToString)
+        return make(wrapped, request_deserializer=request.FromString, response_serializer=_serialize)
 
     def _unary(self, name: str, behavior: Behavior) -> Behavior:
         def call(request: Any, context: grpc.ServicerContext) -> Any:
@@ -135,6 +135,11 @@ class Server:
         self._server.stop(grace).wait()
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _serialize(answer: Message | bytes) -> bytes:
+    """A message as bytes; long lists are encoded already (:mod:`sampan.cri.encoding`)."""
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
 
 def pool_of(method: str) -> str:

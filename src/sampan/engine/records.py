@@ -5,12 +5,14 @@ threads and any number of command lines exclude each other by the same means, an
 """
 
 import fcntl
+import itertools
 import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from operator import is_
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -27,6 +29,22 @@ def new_id() -> str:
     return secrets.token_hex(32)
 
 
+class _Listed(Generic[T]):
+    """A list of all records.
+
+    Args:
+        number: Which list it is.
+        entries: By id: the record as stored, and decoded.
+    """
+
+    __slots__ = ("entries", "number", "records")
+
+    def __init__(self, number: int, entries: dict[str, tuple[bytes, T]]) -> None:
+        self.number = number
+        self.entries = entries
+        self.records = [record for _, record in entries.values()]
+
+
 class Records(Generic[T]):
     """Records of one kind.
 
@@ -40,6 +58,10 @@ class Records(Generic[T]):
         self._table = table
         self._decoder = msgspec.json.Decoder(kind)
         self._noun = noun
+        self._numbers = itertools.count(1)
+        self._listed: _Listed[T] = _Listed(0, {})
+        #: Each thread's version of the store in which it saw which list.
+        self._seen = threading.local()
 
     def get(self, record_id: str) -> T:
         """The record of this very id.
@@ -79,8 +101,21 @@ class Records(Generic[T]):
             return None
 
     def list(self) -> list[T]:
-        """Every record of the kind."""
-        return [self._decoder.decode(data) for _, data in self._table.list()]
+        """Every record of the kind, for reading only: one that has not changed is the same object in the next list."""
+        listed = self._listed
+        version = self._table.version()
+        if getattr(self._seen, "last", None) != (version, listed.number):
+            listed = self._listed = self._list_anew(listed)
+            self._seen.last = version, listed.number
+        return listed.records.copy()
+
+    def _list_anew(self, before: "_Listed[T]") -> "_Listed[T]":
+        entries: dict[str, tuple[bytes, T]] = {}
+        for record_id, data in self._table.list():
+            known = before.entries.get(record_id)
+            entries[record_id] = known if known and known[0] == data else (data, self._decoder.decode(data))
+        same = len(entries) == len(before.entries) and all(map(is_, entries.values(), before.entries.values()))
+        return before if same else _Listed(next(self._numbers), entries)
 
     def add(self, record_id: str, record: T, *, name: str, snapshots: tuple[str, ...] = ()) -> None:
         """Write a new record under its unique name.

@@ -181,6 +181,16 @@ class Database:
         except sqlite3.Error as error:
             raise translate(error, self.path) from error
 
+    def version(self) -> object:
+        """Something that is equal for the same thread as long as nobody has changed anything.
+
+        SQLite tells what others committed (``PRAGMA data_version``) and what this connection changed itself.
+        """
+        connection = self._connection()
+        if connection.in_transaction:  # which may be rolled back
+            return object()
+        return connection, self.row("PRAGMA data_version")[0], connection.total_changes
+
     def release(self) -> None:
         """Close this thread's connection: for threads that live on and need it no more. The next use opens another."""
         local = self._local

@@ -39,6 +39,10 @@ class Records:
         rows = self._database.rows("SELECT id, data FROM records WHERE namespace=? AND kind=? ORDER BY id", self._key)
         return [(row[0], bytes(row[1])) for row in rows]
 
+    def version(self) -> object:
+        """Something that is equal for the same thread as long as no record, of whatever kind, has changed."""
+        return self._database.version()
+
     def find(self, name: str) -> str:
         """The id of the record that bears ``name``.
 
