@@ -1,4 +1,8 @@
-"""Lists over CRI with 500 pods on the machine, each with a running container: what a kubelet asks every second."""
+"""Lists over CRI with 500 pods on the machine, each with a running container: what a kubelet asks every second.
+
+Figures of usage are measured twice: where every cgroup must be read, as for a kubelet that asks every ten seconds, and
+where they were read within the last second, which the daemon tells again.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from run import Options
 
 PODS = 500
+#: Seconds after which the daemon reads cgroups anew.
+_OLD = 1.1
 
 
 def rows(options: Options, pods: int = PODS) -> list[Row]:
@@ -67,12 +73,21 @@ def _measure(contestant: Contestant, rounds: int, pods: int) -> list[Row]:
     }
     found = []
     for name, call in calls.items():
-        times = []
-        for _ in range(rounds):
-            began = time.perf_counter()
-            count = len(call())
-            times.append(1000 * (time.perf_counter() - began))
-            if count != pods:
-                raise RuntimeError(f"{name} told of {count} of {pods}")
-        found.append(Row(f"{name} of {pods} pods", "ms", median(times), {}, Budget(limit=20)))
+        pause = _OLD if name.endswith("Stats") else 0
+        found.append(Row(f"{name} of {pods} pods", "ms", _time(name, call, rounds, pods, pause), {}, Budget(limit=20)))
+        if pause:
+            found.append(Row("  the same within a second", "ms", _time(name, call, rounds, pods, 0)))
     return found
+
+
+def _time(name: str, call: Callable[[], Sequence[object]], rounds: int, pods: int, pause: float) -> float:
+    """Median milliseconds of a call; the daemon rests before each."""
+    times = []
+    for _ in range(rounds):
+        time.sleep(pause)
+        began = time.perf_counter()
+        count = len(call())
+        times.append(1000 * (time.perf_counter() - began))
+        if count != pods:
+            raise RuntimeError(f"{name} told of {count} of {pods}")
+    return median(times)

@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from group_children import end, spawn
 from sampan.cgroup import Group, mode, open_group
 from sampan.cgroup.hierarchy import layout, parse_proc_cgroup, read_file
 from sampan.cgroup.v1 import GroupV1
+from sampan.engine.readings import Readings
 from sampan.errors import InvalidInput, SampanError, TimedOut
 
 pytestmark = pytest.mark.root
@@ -234,6 +236,31 @@ def test_statistics_have_runcs_shape(group: Group) -> None:
         "network_interfaces",
     }
     assert group.memory_working_set() <= group.memory_usage()
+
+
+def test_a_meter_reads_until_the_group_is_gone(group: Group) -> None:
+    meter = group.meter()
+    pid = spawn(group)
+    usage = meter.read()
+    assert usage.processes == 1
+    assert usage.cpu > 0
+    assert usage.memory > 0
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    while meter.read().processes:
+        time.sleep(0.001)
+    group.remove()
+    with pytest.raises(FileNotFoundError):
+        meter.read()
+    with pytest.raises(FileNotFoundError):
+        group.meter()
+    readings = Readings(systemd=False)
+    for _ in range(2):  # files of the first are of no use for the second
+        group.create()
+        assert readings.take(group.path, fresh=True).usage.processes == 0
+        group.remove()
+    with pytest.raises(FileNotFoundError):
+        readings.take(group.path, fresh=True)
 
 
 def test_a_group_that_is_gone_is_quiet() -> None:

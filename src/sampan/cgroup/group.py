@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sampan.cgroup.oom import OomWatch
-    from sampan.cgroup.usage import Usage
+    from sampan.cgroup.usage import Meter
 
 #: signal(7); the signal module makes enumerations, which take a millisecond.
 SIGKILL = 9
@@ -150,12 +150,8 @@ class Group:
         """Remove the group, the groups under it, and the parents that :meth:`create` made and that are now empty."""
         raise NotImplementedError
 
-    def usage(self) -> Usage:
-        """What of :meth:`stats` is asked for all the time.
-
-        Raises:
-            FileNotFoundError: The group is not there.
-        """
+    def meter(self) -> Meter:
+        """A reader of what of :meth:`stats` is asked for all the time."""
         raise NotImplementedError
 
     def oom_kills(self) -> int:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sampan.cgroup.oom import OomWatch
-    from sampan.cgroup.usage import Usage
+    from sampan.cgroup.usage import Meter
 
 #: Seconds that systemd may take for a job.
 _PATIENCE = 30.0
@@ -200,8 +200,8 @@ class SystemdGroup(Group):
     def oom_watch(self) -> OomWatch:
         return self._inner.oom_watch()
 
-    def usage(self) -> Usage:
-        return self._inner.usage()
+    def meter(self) -> Meter:
+        return self._inner.meter()
 
     def memory_usage(self) -> int:
         return self._inner.memory_usage()

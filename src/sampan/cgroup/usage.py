@@ -2,18 +2,26 @@
 
 All the others are in ``v1_stats`` and ``v2_stats``. Files that a machine's controllers don't have count as empty; that
 the group itself is not there is an error, so that no counter seems to start anew.
+
+The files stay open: to open one and to close it again takes the kernel five times as long as to read it.
 """
+
+# ruff: noqa: D102 - what read() promises is said once, in Meter
 
 from __future__ import annotations
 
+import errno
 import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 #: What the kernel keeps pressure of (Documentation/accounting/psi).
 _RESOURCES = ("cpu", "memory", "io")
+#: Bytes that the longest of the files fits into, ``memory.stat`` with a hundred keys.
+_LARGE = 8192
 
 
 class Usage:
@@ -58,86 +66,177 @@ class Usage:
         return max(0, self.memory - self.inactive_file)
 
 
-def of_v1(directories: dict[str, str]) -> Usage:
-    """A group with these controllers.
+class _Files:
+    """Small files of the kernel's that are read again and again; closed when nobody has them any more.
 
-    Raises:
-        FileNotFoundError: It is not there.
+    Args:
+        paths: Where they are; an empty one stands for a file that the machine doesn't have.
     """
-    cpu = directories.get("cpuacct", "")
-    memory = directories.get("memory", "")
-    pids = directories.get("pids", "")
-    raw = _pairs(f"{memory}/memory.stat") if memory else {}
-    return Usage(
-        cpu=int(_read(f"{cpu}/cpuacct.usage")) if cpu else 0,
-        memory=int(_read(f"{memory}/memory.usage_in_bytes")) if memory else 0,
-        inactive_file=int(raw.get(b"total_inactive_file", 0)),
-        rss=int(raw.get(b"total_rss", 0)),
-        swap=int(raw.get(b"total_swap", 0)),
-        faults=(int(raw.get(b"total_pgfault", 0)), int(raw.get(b"total_pgmajfault", 0))),
-        processes=int(_read(f"{pids}/pids.current")) if pids else 0,
-        pressure={},
-    )
 
+    __slots__ = ("_fds",)
 
-def of_v2(directory: str) -> Usage:
-    """A group in the unified hierarchy.
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._fds: list[int] = []
+        for path in paths:
+            self._fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC) if path else -1)
 
-    Raises:
-        FileNotFoundError: It is not there.
-    """
-    raw = _pairs_if_there(f"{directory}/memory.stat")
-    return Usage(
-        cpu=int(_pairs(f"{directory}/cpu.stat").get(b"usage_usec", 0)) * 1000,
-        memory=_number_if_there(f"{directory}/memory.current"),
-        inactive_file=int(raw.get(b"inactive_file", 0)),
-        rss=int(raw.get(b"anon", 0)),
-        swap=_number_if_there(f"{directory}/memory.swap.current"),
-        faults=(int(raw.get(b"pgfault", 0)), int(raw.get(b"pgmajfault", 0))),
-        processes=_number_if_there(f"{directory}/pids.current"),
-        pressure=pressure(directory),
-    )
+    def __del__(self) -> None:
+        for fd in self._fds:
+            if fd >= 0:
+                os.close(fd)
 
+    def read(self) -> list[bytes]:
+        """What each says now.
 
-def pressure(directory: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Pressure stall information of a group, as far as the kernel keeps it."""
-    found = {}
-    for resource in _RESOURCES:
+        Raises:
+            FileNotFoundError: Their group is not there any more.
+        """
         try:
-            lines = _read(f"{directory}/{resource}.pressure").decode("ascii").splitlines()
-        except OSError:  # not there, or turned off (EOPNOTSUPP)
+            return [os.pread(fd, _LARGE, 0) if fd >= 0 else b"" for fd in self._fds]
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
+            raise
+
+
+class Meter:
+    """Reads what a group uses, again and again. Its files are closed when nobody has it any more."""
+
+    __slots__ = ()
+    #: The most that it has open.
+    FILES = 8
+
+    def read(self) -> Usage:
+        """What the group uses now.
+
+        Raises:
+            FileNotFoundError: It is not there any more.
+        """
+        raise NotImplementedError
+
+
+class MeterV1(Meter):
+    """Of a group with a directory for each controller.
+
+    Args:
+        directories: Those of the group, by controller.
+
+    Raises:
+        FileNotFoundError: The group is not there.
+    """
+
+    __slots__ = ("_files",)
+
+    def __init__(self, directories: dict[str, str]) -> None:
+        files = ("cpuacct.usage", "memory.usage_in_bytes", "memory.stat", "pids.current")
+        found = ((directories.get(name.partition(".")[0], ""), name) for name in files)
+        self._files = _Files(f"{directory}/{name}" if directory else "" for directory, name in found)
+
+    def read(self) -> Usage:
+        cpu, memory, statistics, processes = self._files.read()
+        rss, swap, faults, major, inactive_file = _values(
+            statistics,
+            (b"\ntotal_rss ", b"\ntotal_swap ", b"\ntotal_pgfault ", b"\ntotal_pgmajfault ", b"\ntotal_inactive_file "),
+        )
+        return Usage(
+            cpu=int(cpu or 0),
+            memory=int(memory or 0),
+            inactive_file=inactive_file,
+            rss=rss,
+            swap=swap,
+            faults=(faults, major),
+            processes=int(processes or 0),
+            pressure={},
+        )
+
+
+class MeterV2(Meter):
+    """Of a group in the unified hierarchy.
+
+    Args:
+        directory: The group's.
+
+    Raises:
+        FileNotFoundError: The group is not there.
+    """
+
+    __slots__ = ("_files", "_pressure")
+
+    def __init__(self, directory: str) -> None:
+        files = ("memory.current", "memory.stat", "memory.swap.current", "pids.current")
+        self._files = _Files([f"{directory}/cpu.stat", *(_if_there(f"{directory}/{name}") for name in files)])
+        self._pressure = Pressure(directory)
+
+    def read(self) -> Usage:
+        times, memory, statistics, swap, processes = self._files.read()
+        (cpu,) = _values(times, (b"\nusage_usec ",))
+        rss, inactive_file, faults, major = _values(
+            statistics, (b"\nanon ", b"\ninactive_file ", b"\npgfault ", b"\npgmajfault ")
+        )
+        return Usage(
+            cpu=cpu * 1000,
+            memory=int(memory or 0),
+            inactive_file=inactive_file,
+            rss=rss,
+            swap=int(swap or 0),
+            faults=(faults, major),
+            processes=int(processes or 0),
+            pressure=self._pressure.read(),
+        )
+
+
+class Pressure:
+    """Reads pressure stall information of a group in the unified hierarchy, as far as the kernel keeps it.
+
+    Args:
+        directory: The group's.
+    """
+
+    __slots__ = ("_files",)
+    #: The most that it has open.
+    FILES = len(_RESOURCES)
+
+    def __init__(self, directory: str) -> None:
+        files = ((resource, _if_there(f"{directory}/{resource}.pressure")) for resource in _RESOURCES)
+        self._files = [(resource, _Files([path])) for resource, path in files if path]
+
+    def read(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Resource -> ``some`` and ``full`` -> avg10, avg60, avg300 and total (microseconds)."""
+        found = {}
+        for resource, file in self._files:
+            try:
+                words = file.read()[0].decode("ascii").replace("=", " ").split()
+            except OSError:  # gone, or turned off (EOPNOTSUPP)
+                continue
+            # Nine words each: "some avg10 0.00 avg60 0.00 avg300 0.00 total 0".
+            lines = [words[start : start + 9] for start in range(0, len(words), 9)]
+            if lines:
+                found[resource] = {
+                    line[0]: dict(zip(line[1::2], map(float, line[2::2]), strict=False)) for line in lines
+                }
+        return found
+
+
+def _if_there(path: str) -> str:
+    """The path, or an empty one where no file is."""
+    return path if os.access(path, os.F_OK) else ""
+
+
+def _values(text: bytes, keys: tuple[bytes, ...]) -> list[int]:
+    """Values of a flat keyed file (cgroups(7)), in the order of the keys; 0 for a key that it hasn't.
+
+    Args:
+        text: What it says.
+        keys: Each behind the end of a line; soonest found in the order in which the kernel writes them.
+    """
+    text = b"\n" + text
+    found = []
+    end = 0
+    for key in keys:
+        start = text.find(key, end)
+        if start < 0 and (start := text.find(key)) < 0:
+            found.append(0)
             continue
-        kinds = {}
-        for line in lines:
-            kind, *pairs = line.split()
-            kinds[kind] = {name: float(value) for name, _, value in (pair.partition("=") for pair in pairs)}
-        if kinds:
-            found[resource] = kinds
+        end = text.index(b"\n", start + len(key))
+        found.append(int(text[start + len(key) : end]))
     return found
-
-
-def _read(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 65536)
-    finally:
-        os.close(fd)
-
-
-def _pairs(path: str) -> dict[bytes, bytes]:
-    words = _read(path).split()
-    return dict(zip(words[::2], words[1::2], strict=False))
-
-
-def _pairs_if_there(path: str) -> dict[bytes, bytes]:
-    try:
-        return _pairs(path)
-    except FileNotFoundError:
-        return {}
-
-
-def _number_if_there(path: str) -> int:
-    try:
-        return int(_read(path))
-    except FileNotFoundError:
-        return 0

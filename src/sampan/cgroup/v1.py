@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from sampan.cgroup.usage import Usage
+    from sampan.cgroup.usage import Meter
 
 #: Seconds that a freeze may take; a process in an uninterruptible wait cannot be frozen.
 _FREEZE_PATIENCE = 10.0
@@ -131,10 +131,10 @@ class GroupV1(Group):
     def stats(self) -> dict[str, Any]:
         return v1_stats.gather(self._directories)
 
-    def usage(self) -> Usage:
-        from sampan.cgroup.usage import of_v1  # monitors never ask
+    def meter(self) -> Meter:
+        from sampan.cgroup.usage import MeterV1  # monitors never ask
 
-        return of_v1(self._directories)
+        return MeterV1(self._directories)
 
     def freeze(self) -> None:
         self._set_frozen("FROZEN")

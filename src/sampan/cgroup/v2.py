@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from sampan.cgroup.usage import Usage
+    from sampan.cgroup.usage import Meter
 
 #: Seconds that a freeze may take; a process in an uninterruptible wait cannot be frozen.
 _FREEZE_PATIENCE = 10.0
@@ -134,10 +134,10 @@ class GroupV2(Group):
     def stats(self) -> dict[str, Any]:
         return v2_stats.gather(self._directory)
 
-    def usage(self) -> Usage:
-        from sampan.cgroup.usage import of_v2  # monitors never ask
+    def meter(self) -> Meter:
+        from sampan.cgroup.usage import MeterV2  # monitors never ask
 
-        return of_v2(self._directory)
+        return MeterV2(self._directory)
 
     def freeze(self) -> None:
         self._set_frozen(True)

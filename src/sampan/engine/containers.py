@@ -194,12 +194,26 @@ class Containers:
         return self.settle(self._engine.container_records.find(container_id))
 
     def list(
-        self, *, id: str = "", pod_id: str = "", state: str = "", labels: dict[str, str] | None = None
+        self,
+        *,
+        id: str = "",
+        pod_id: str = "",
+        state: str = "",
+        labels: dict[str, str] | None = None,
+        settled: bool = True,
     ) -> list[ContainerRecord]:
-        """Containers that match every filter given, newest first; those still being made are not among them."""
+        """Containers that match every filter given, newest first; those still being made are not among them.
+
+        Args:
+            id: Its beginning.
+            pod_id: The same of the pod's.
+            state: What they are in.
+            labels: What they have.
+            settled: See for each whether it has ended meanwhile; otherwise those are told as they were.
+        """
         wanted = (labels or {}).items()
         found = [
-            self.settle(record)
+            self.settle(record) if settled else record
             for record in self._engine.container_records.list()
             if record.state != "creating"
             and record.id.startswith(id)

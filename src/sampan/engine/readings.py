@@ -1,14 +1,18 @@
-"""What containers' cgroups say, for whoever asks: a kubelet, its metrics endpoint and people ask for the same at once.
+"""What the cgroups of containers and pods say, for whoever asks: a kubelet, its metrics endpoint and people ask alike.
 
-A list of usages is told readings of the last second again, each with the time at which it was made; reading the groups
-of 500 containers takes a daemon 50 ms.
+A group's files are kept open from one reading to the next, because opening them takes longer than reading. A list of
+usages is told readings of the last second again, each with the time at which it was made.
 """
 
+import resource
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from sampan.cgroup import open_group
+from sampan.cgroup.hierarchy import layout
+from sampan.cgroup.usage import Meter, Pressure
 
 if TYPE_CHECKING:
     from sampan.cgroup.usage import Usage
@@ -17,8 +21,12 @@ if TYPE_CHECKING:
 _YOUNG = 1_000_000_000
 #: Nanoseconds; readings closer together give no meaningful rate.
 _SHORTEST = 100_000_000
+#: Nanoseconds after which files that nobody reads are closed.
+_IDLE = 300_000_000_000
 #: Groups that are remembered; far more than a machine has pods.
 _MOST = 4096
+
+T = TypeVar("T")
 
 
 class Reading(NamedTuple):
@@ -37,7 +45,8 @@ class Readings:
     """
 
     def __init__(self, *, systemd: bool) -> None:
-        self._systemd = systemd
+        self._meters: _Open[Meter] = _Open(lambda path: open_group(path, systemd=systemd).meter(), Meter.FILES)
+        self._pressures: _Open[Pressure] = _Open(lambda path: Pressure(f"{layout().unified}{path}"), Pressure.FILES)
         self._last: dict[str, Reading] = {}
         #: Time and processor time from which the rate is counted.
         self._base: dict[str, tuple[int, int]] = {}
@@ -53,16 +62,29 @@ class Readings:
         last = self._last.get(path)
         if not fresh and last is not None and 0 <= now - last.timestamp < _YOUNG:
             return last
-        usage = open_group(path, systemd=self._systemd).usage()
+        try:
+            usage = self._meters.get(path, now).read()
+        except FileNotFoundError:
+            # A group of the same path may have been made since its files were opened.
+            self._meters.drop(path)
+            usage = self._meters.get(path, now).read()
         with self._lock:
+            if last is None and len(self._last) >= _MOST:
+                oldest = next(iter(self._last))
+                del self._last[oldest], self._base[oldest]
             reading = self._last[path] = Reading(now, usage, self._rate(path, now, usage.cpu))
-            for known in (self._last, self._base):
-                if len(known) > _MOST:
-                    known.pop(next(iter(known)))
         return reading
+
+    def pressure(self, path: str) -> dict[str, dict[str, dict[str, float]]]:
+        """Pressure in a pod's cgroup, with whatever driver it was made; cgroup v1 tells none."""
+        if layout().mode != "v2" or not path.startswith("/"):
+            return {}
+        return self._pressures.get(path, time.time_ns()).read()
 
     def forget(self, path: str) -> None:
         """For a group that is gone."""
+        self._meters.drop(path)
+        self._pressures.drop(path)
         with self._lock:
             self._last.pop(path, None)
             self._base.pop(path, None)
@@ -73,3 +95,50 @@ class Readings:
             return None
         self._base[path] = (now, cpu)
         return None if before is None else max(0, (cpu - before[1]) * 1_000_000_000 // (now - before[0]))
+
+
+class _Open(Generic[T]):
+    """Readers of groups by path, with their files open; those that nobody used for long go, and the oldest of too many.
+
+    A reader that goes while another thread reads with it is closed when that thread is done.
+
+    Args:
+        make: Opens the files of a group.
+        files: How many they are at most; a quarter of what a process may have open is for them.
+    """
+
+    def __init__(self, make: Callable[[str], T], files: int) -> None:
+        self._make = make
+        self._most = min(_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // (4 * files))
+        self._known: dict[str, _Known[T]] = {}
+        self._lock = threading.Lock()
+        self._swept = 0
+
+    def get(self, path: str, now: int) -> T:
+        known = self._known.get(path)
+        if known is None:
+            known = _Known(self._make(path))
+            with self._lock:
+                self._make_room(now)
+                self._known[path] = known
+        known.used = now
+        return known.reader
+
+    def drop(self, path: str) -> None:
+        with self._lock:
+            self._known.pop(path, None)
+
+    def _make_room(self, now: int) -> None:
+        if now - self._swept > _YOUNG:
+            self._swept = now
+            self._known = {path: known for path, known in self._known.items() if now - known.used < _IDLE}
+        if len(self._known) >= self._most:
+            del self._known[next(iter(self._known))]
+
+
+class _Known(Generic[T]):
+    __slots__ = ("reader", "used")
+
+    def __init__(self, reader: T) -> None:
+        self.reader = reader
+        self.used = 0

@@ -8,11 +8,10 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sampan.cgroup import open_group
-from sampan.cgroup.hierarchy import layout
-from sampan.cgroup.usage import pressure
 from sampan.engine.model import ContainerRecord, PodRecord
 from sampan.engine.stats import ContainerStats, InterfaceStats, PodStats
 from sampan.errors import NotFound
@@ -20,6 +19,19 @@ from sampan.linux.namespaces import CLONE_NEWNET, setns
 
 if TYPE_CHECKING:
     from sampan.engine.engine import Engine
+
+
+#: Figures of a pod that are the sums of its containers'.
+_SUMMED = (
+    "cpu_usage_ns",
+    "memory_usage",
+    "memory_working_set",
+    "memory_rss",
+    "page_faults",
+    "major_page_faults",
+    "pids",
+)
+_ADDENDS = attrgetter(*_SUMMED)
 
 
 class PodUsage(NamedTuple):
@@ -102,7 +114,7 @@ def pods_stats(
 ) -> Iterator[PodUsage]:
     """Usage of several pods, each summed over its containers."""
     of_pod: dict[str, list[ContainerRecord]] = {pod.id: [] for pod in pods}
-    for record in engine.containers.list(pod_id=pods[0].id if len(pods) == 1 else ""):
+    for record in engine.containers.list(pod_id=pods[0].id if len(pods) == 1 else "", settled=False):
         if record.pod_id in of_pod:
             of_pod[record.pod_id].append(record)
     networks = {pod.id: pod.namespace_paths.get("network", "") for pod in pods if pod.state == "ready"}
@@ -110,33 +122,28 @@ def pods_stats(
     for pod in pods:
         found = list(containers_stats(engine, of_pod[pod.id], full=full, fresh=fresh))
         counters = seen.get(networks.get(pod.id, ""), ())
-        stats = _sum(pod, tuple(stats for _, stats in found), counters)
+        pressure = engine.readings.pressure(pod.cgroup_path) if found else {}
+        stats = _sum(pod, tuple(stats for _, stats in found), counters, pressure)
         yield PodUsage(pod, stats, {record.id: record for record, _ in found})
 
 
-def _sum(pod: PodRecord, containers: tuple[ContainerStats, ...], counters: tuple[InterfaceStats, ...]) -> PodStats:
+def _sum(
+    pod: PodRecord,
+    containers: tuple[ContainerStats, ...],
+    counters: tuple[InterfaceStats, ...],
+    pressure: dict[str, dict[str, dict[str, float]]],
+) -> PodStats:
     rates = [c.cpu_nano_cores for c in containers if c.cpu_nano_cores is not None]
+    columns = zip(*map(_ADDENDS, containers), strict=True)
     return PodStats(
         id=pod.id,
         timestamp=time.time_ns(),
-        cpu_usage_ns=sum(c.cpu_usage_ns for c in containers),
         cpu_nano_cores=sum(rates) if rates else None,
-        memory_usage=sum(c.memory_usage for c in containers),
-        memory_working_set=sum(c.memory_working_set for c in containers),
-        memory_rss=sum(c.memory_rss for c in containers),
-        page_faults=sum(c.page_faults for c in containers),
-        major_page_faults=sum(c.major_page_faults for c in containers),
-        pids=sum(c.pids for c in containers),
+        **dict(zip(_SUMMED, map(sum, columns), strict=False)),  # of no container there is no column
         interfaces=counters,
-        pressure=pressure_of(pod.cgroup_path) if containers else {},
+        pressure=pressure,
         containers=containers,
     )
-
-
-def pressure_of(path: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Pressure in a pod's cgroup, with whatever driver it was made; cgroup v1 tells none."""
-    machine = layout()
-    return pressure(f"{machine.unified}{path}") if machine.mode == "v2" and path.startswith("/") else {}
 
 
 def interfaces(files: Iterable[str]) -> dict[str, tuple[InterfaceStats, ...]]:

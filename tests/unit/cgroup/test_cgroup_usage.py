@@ -1,0 +1,103 @@
+"""Figures of usage from the files of a group, as the two versions of cgroups have them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sampan.cgroup.usage import MeterV1, MeterV2, Pressure
+
+_V1 = """cache 1
+rss 2
+total_cache 3
+total_rss 4
+total_rss_huge 5
+total_pgpgin 6
+total_pgfault 7
+total_pgmajfault 8
+total_inactive_anon 9
+total_inactive_file 10
+total_unevictable 11
+"""
+_V2 = """anon 1
+file 2
+inactive_anon 3
+active_anon 4
+inactive_file 5
+pgfault 6
+pgmajfault 7
+"""
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _write(folder: Path, files: dict[str, str]) -> str:
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return str(folder)
+
+
+def test_v1(tmp_path: Path) -> None:
+    before = _open_files()
+    memory = _write(tmp_path / "memory", {"memory.stat": _V1, "memory.usage_in_bytes": "100\n"})
+    cpu = _write(tmp_path / "cpu", {"cpuacct.usage": "12345\n"})
+    pids = _write(tmp_path / "pids", {"pids.current": "3\n"})
+    meter = MeterV1({"memory": memory, "cpu": cpu, "cpuacct": cpu, "pids": pids, "": "/unified"})
+    usage = meter.read()
+    assert (usage.cpu, usage.memory, usage.inactive_file, usage.rss, usage.swap) == (12345, 100, 10, 4, 0)
+    assert (usage.faults, usage.processes, usage.pressure, usage.working_set) == ((7, 8), 3, {}, 90)
+    # It reads anew; the order of the keys is the kernel's business.
+    _write(tmp_path / "memory", {"memory.stat": "total_inactive_file 20\ntotal_swap 30\ntotal_rss 40\n"})
+    _write(tmp_path / "cpu", {"cpuacct.usage": "12346\n"})
+    usage = meter.read()
+    assert (usage.cpu, usage.inactive_file, usage.rss, usage.swap, usage.faults) == (12346, 20, 40, 30, (0, 0))
+    assert _open_files() == before + 4
+    del meter
+    assert _open_files() == before
+
+
+def test_controllers_that_a_machine_does_not_have_count_nothing(tmp_path: Path) -> None:
+    usage = MeterV1({"cpuacct": _write(tmp_path, {"cpuacct.usage": "1\n"})}).read()
+    assert (usage.cpu, usage.memory, usage.rss, usage.processes) == (1, 0, 0, 0)
+
+
+def test_a_group_that_is_not_there_leaves_nothing_open(tmp_path: Path) -> None:
+    before = _open_files()
+    with pytest.raises(FileNotFoundError):
+        MeterV1({"cpuacct": _write(tmp_path, {"cpuacct.usage": "1\n"}), "memory": f"{tmp_path}/gone"})
+    with pytest.raises(FileNotFoundError):
+        MeterV2(f"{tmp_path}/gone")
+    assert _open_files() == before
+
+
+def test_v2(tmp_path: Path) -> None:
+    files = {
+        "cpu.stat": "usage_usec 12\nuser_usec 3\n",
+        "memory.current": "100\n",
+        "memory.stat": _V2,
+        "memory.swap.current": "9\n",
+        "pids.current": "3\n",
+        "cpu.pressure": "some avg10=0.50 avg60=1.00 avg300=2.25 total=77\n",
+        "memory.pressure": "some avg10=1.00 avg60=0.00 avg300=0.00 total=1\n"
+        "full avg10=3.00 avg60=0.00 avg300=0.00 total=2\n",
+    }
+    usage = MeterV2(_write(tmp_path, files)).read()
+    assert (usage.cpu, usage.memory, usage.inactive_file, usage.rss, usage.swap) == (12000, 100, 5, 1, 9)
+    assert (usage.faults, usage.processes) == ((6, 7), 3)
+    nothing = {"avg60": 0.0, "avg300": 0.0}
+    assert usage.pressure == {
+        "cpu": {"some": {"avg10": 0.5, "avg60": 1.0, "avg300": 2.25, "total": 77.0}},
+        "memory": {
+            "some": {"avg10": 1.0, **nothing, "total": 1.0},
+            "full": {"avg10": 3.0, **nothing, "total": 2.0},
+        },
+    }
+
+
+def test_v2_without_controllers(tmp_path: Path) -> None:
+    usage = MeterV2(_write(tmp_path, {"cpu.stat": "usage_usec 12\n"})).read()
+    assert (usage.cpu, usage.memory, usage.rss, usage.processes, usage.pressure) == (12000, 0, 0, 0, {})
+    assert Pressure(f"{tmp_path}/gone").read() == {}
