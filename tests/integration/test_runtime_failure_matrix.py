@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from runtime_bundle import Box
 
-from sampan.cgroup import mode, open_group
+from runtime_failures import FailAt, everything
+from sampan.cgroup import mode
 from sampan.errors import StageFailed
 from sampan.runtime import trace
 from sampan.runtime.options import Options
@@ -53,17 +54,6 @@ class Notes:
     def names(self) -> list[str]:
         """Each once, in order."""
         return list(dict.fromkeys(self._memory[4 : 4 + self._count.value].decode().splitlines()))
-
-
-class FailAt:
-    """A trace hook that fails at one step."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __call__(self, name: str) -> None:
-        if name == self._name:
-            raise OSError(5, "injected")
 
 
 @pytest.fixture
@@ -259,26 +249,8 @@ def _host_device() -> str:
 
 
 def _everything(box: Box, options: Options) -> dict[str, object]:
-    """What could be left, as this process sees it."""
-    with open("/proc/self/mountinfo") as file:
-        # Other tests may run beside this one.
-        mounts = [line for line in file if str(box.directory) in line]
-    with open(f"/proc/self/task/{os.getpid()}/children") as file:
-        children = file.read().split()
-    state = box.handler.root
-    path = box.linux.get("cgroupsPath") or f"/sampan/{box.container_id}"
-    group = open_group(path, systemd=options.systemd_cgroup)
-    return {
-        "mounts": mounts,
-        "children": children,
-        "descriptors": len(os.listdir("/proc/self/fd")),
-        "state": os.listdir(state) if os.path.isdir(state) else [],
-        "cgroup": [directory for directory in group.paths().values() if os.path.exists(directory)],
-        "network device": _host_device(),
-        "namespaces": {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "mnt", "pid_for_children")},
-        "groups": os.getgroups(),
-        "umask": os.umask(0o022),
-    }
+    """What could be left; the network device, which a creation takes along, among it."""
+    return {**everything(box, systemd=options.systemd_cgroup), "network device": _host_device()}
 
 
 def _steps(box: Box, options: Options) -> list[str]:

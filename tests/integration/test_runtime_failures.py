@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from runtime_bundle import Box
 
+from runtime_failures import FailAt, children, everything
 from sampan.errors import StageFailed, Unavailable
 from sampan.linux import vfork
 from sampan.runtime import trace
@@ -34,43 +35,6 @@ def box(tmp_path: Path) -> Iterator[Box]:
     yield made
     trace.hook = None
     made.discard()
-
-
-def _children() -> set[int]:
-    with open(f"/proc/self/task/{os.getpid()}/children") as file:
-        return {int(pid) for pid in file.read().split()}
-
-
-def _everything(box: Box) -> dict[str, object]:
-    """What could be left, as this process sees it."""
-    with open("/proc/self/mountinfo") as file:
-        # Other tests may run beside this one.
-        mounts = [line for line in file if str(box.directory) in line]
-    state = box.handler.root
-    return {
-        "mounts": mounts,
-        "children": _children(),
-        "descriptors": len(os.listdir("/proc/self/fd")),
-        "state": os.listdir(state) if os.path.isdir(state) else [],
-        "cgroups": [
-            directory
-            for directory in (f"/sys/fs/cgroup/{name}/sampan" for name in os.listdir("/sys/fs/cgroup"))
-            if os.path.exists(f"{directory}/{box.container_id}")
-        ],
-        "pid namespace": os.readlink("/proc/self/ns/pid_for_children"),
-        "groups": os.getgroups(),
-    }
-
-
-class _FailAt:
-    """A trace hook that fails at the n-th step; counted over runtime and init together, which take turns."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __call__(self, name: str) -> None:
-        if name == self._name:
-            raise OSError(5, "injected")
 
 
 def _steps(box: Box) -> list[str]:
@@ -106,17 +70,17 @@ def test_a_failure_at_any_step_of_create_leaves_nothing(box: Box, borrows: bool)
     box.handler = NativeHandler(box.handler.root, expendable=borrows)
     steps = _steps(box)
     assert len(steps) > 40
-    before = _everything(box)
+    before = everything(box)
     for name in steps:
-        trace.hook = _FailAt(name)
+        trace.hook = FailAt(name)
         with pytest.raises(StageFailed, match="injected") as caught:
             box.create("sleep", "100")
         trace.hook = None
         assert caught.value.stage == name
-        assert _everything(box) == before, name
+        assert everything(box) == before, name
     # And none of it stands in the way of the next.
     box.discard(box.create("sleep", "100"))
-    assert _everything(box) == before
+    assert everything(box) == before
 
 
 @pytest.mark.parametrize("way", ["forks", "borrows", "steps inside", "stays outside"])
@@ -139,15 +103,15 @@ def test_a_failure_at_any_step_of_exec_leaves_the_container_as_it_was(box: Box, 
     os.waitpid(one.pid, 0)
     if one.console >= 0:
         os.close(one.console)
-    before = _everything(box)
+    before = everything(box)
     for name in steps:
         if name == "container is set up":
             continue
-        trace.hook = _FailAt(name)
+        trace.hook = FailAt(name)
         with pytest.raises(StageFailed, match="injected"):
             box.handler.exec(box.container_id, process, Stdio(), options=options)
         trace.hook = None
-        assert _everything(box) == before, name
+        assert everything(box) == before, name
     assert box.handler.pids(box.container_id) == [created.pid]
     box.discard(created)
 
@@ -180,7 +144,7 @@ class _KillAt:
 
 @pytest.mark.skipif(not vfork.available(), reason="needs x86-64 and CPython before 3.14")
 def test_an_init_that_is_killed_takes_a_borrowed_helper_along_and_the_monitor_cleans_up(box: Box) -> None:
-    before = _everything(box)
+    before = everything(box)
     handler = helper.ForkingHandler(NativeHandler(box.handler.root, expendable=True), light=True)
     box.process["args"] = ["sleep", "100"]
     (box.bundle / "config.json").write_text(json.dumps(box.config))
@@ -188,9 +152,9 @@ def test_an_init_that_is_killed_takes_a_borrowed_helper_along_and_the_monitor_cl
     with pytest.raises(Unavailable):
         handler.create(box.container_id, str(box.bundle), Stdio())
     trace.hook = None
-    while _children() != before["children"]:
+    while children() != before["children"]:
         os.wait()
-    assert _everything(box) == before
+    assert everything(box) == before
 
 
 def test_a_failure_at_any_step_of_a_sandbox_leaves_nothing(box: Box) -> None:
@@ -218,13 +182,13 @@ def test_a_failure_at_any_step_of_a_sandbox_leaves_nothing(box: Box) -> None:
     finally:
         trace._rows = None
     steps = list(dict.fromkeys(names[: names.index("sandbox is made")]))
-    before = _everything(box)
+    before = everything(box)
     for name in steps:
-        trace.hook = _FailAt(name)
+        trace.hook = FailAt(name)
         with pytest.raises(StageFailed, match="injected"):
             make()
         trace.hook = None
-        assert _everything(box) == before, name
+        assert everything(box) == before, name
         assert not os.path.exists(directory), name
 
 
@@ -243,11 +207,11 @@ def test_a_failure_at_any_step_of_a_sandbox_made_in_a_helper_leaves_nothing(box:
         return {"steps": [name for _, name, _, _ in trace.take()]}, []
 
     def in_helper() -> list[str]:
-        others = _children()
+        others = children()
         try:
             body, _ = helper.run(make)
         finally:
-            for pid in _children() - others:
+            for pid in children() - others:
                 os.waitpid(pid, 0)  # the helper; its maker's event loop reaps it otherwise
         steps: list[str] = body["steps"]
         return steps
@@ -258,13 +222,13 @@ def test_a_failure_at_any_step_of_a_sandbox_made_in_a_helper_leaves_nothing(box:
         assert os.readlink(f"/proc/self/ns/{kind}") == mine
         assert f"{kind}:[{os.stat(f'{directory}/{kind}').st_ino}]" != mine
     destroy_sandbox(directory)
-    before = _everything(box)
+    before = everything(box)
     for name in dict.fromkeys(steps[: steps.index("sandbox is made")]):
-        trace.hook = _FailAt(name)
+        trace.hook = FailAt(name)
         with pytest.raises(StageFailed, match="injected"):
             in_helper()
         trace.hook = None
-        assert _everything(box) == before, name
+        assert everything(box) == before, name
         assert not os.path.exists(directory), name
 
 
@@ -276,10 +240,10 @@ def test_an_init_that_is_killed_while_it_is_set_up_fails_the_create(box: Box) ->
             os.kill(os.getpid(), signal.SIGKILL)
 
     box.discard(box.create("true"))  # What is made once and kept, is made.
-    before = _everything(box)
+    before = everything(box)
     box.linux["namespaces"] = [one for one in box.linux["namespaces"] if one["type"] != "pid"]
     trace.hook = die
     with pytest.raises(StageFailed, match="without a word"):
         box.create("true")
     trace.hook = None
-    assert _everything(box) == before
+    assert everything(box) == before
