@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import struct
 
 from sampan.linux.syscall import fail, libc, syscall
 
@@ -81,15 +82,8 @@ _SYS_FSPICK = 433
 _SYS_MOUNT_SETATTR = 442
 
 
-class MountAttr(ctypes.Structure):
-    """``struct mount_attr`` of mount_setattr(2)."""
-
-    _fields_ = (
-        ("attr_set", ctypes.c_uint64),
-        ("attr_clr", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
-    )
+#: ``struct mount_attr`` of mount_setattr(2): what to set, what to clear, propagation, a user namespace's descriptor.
+_ATTRIBUTES = struct.Struct("QQQQ")
 
 
 def _c(text: str | bytes | None) -> bytes | None:
@@ -120,11 +114,6 @@ def open_tree(dirfd: int, path: str, flags: int) -> int:
 def move_mount(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int) -> None:
     """move_mount(2): attach a detached mount, or move one."""
     syscall(_SYS_MOVE_MOUNT, from_fd, _c(from_path), to_fd, _c(to_path), flags, path=to_path or None)
-
-
-def mount_setattr(dirfd: int, path: str, flags: int, attr: MountAttr) -> None:
-    """mount_setattr(2): change a mount's (or with ``AT_RECURSIVE`` a tree's) attributes at once."""
-    syscall(_SYS_MOUNT_SETATTR, dirfd, _c(path), flags, ctypes.byref(attr), ctypes.sizeof(attr), path=path or None)
 
 
 def fsopen(fstype: str) -> int:
@@ -194,9 +183,9 @@ def set_attributes(
     userns: int = 0,
     recursive: bool = False,
 ) -> None:
-    """mount_setattr(2) on the mount that ``fd`` is the root of."""
-    attr = MountAttr(set, clear, propagation, userns)
-    mount_setattr(fd, "", AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0), attr)
+    """mount_setattr(2): change the mount that ``fd`` is the root of, or all that is mounted below it too, at once."""
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    syscall(_SYS_MOUNT_SETATTR, fd, b"", flags, _ATTRIBUTES.pack(set, clear, propagation, userns), _ATTRIBUTES.size)
 
 
 def pivot_root(new: str, old: str) -> None:

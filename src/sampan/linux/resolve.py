@@ -1,9 +1,9 @@
 """Paths inside a root, resolved by the kernel: openat2(2)."""
 
-import ctypes
 import errno
 import os
 import stat
+import struct
 
 from sampan.linux.syscall import syscall
 
@@ -17,10 +17,8 @@ _SYS_OPENAT2 = 437
 _MAX_LINKS = 40
 
 
-class OpenHow(ctypes.Structure):
-    """``struct open_how``."""
-
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+#: ``struct open_how``: flags, mode, resolve.
+_HOW = struct.Struct("QQQ")
 
 
 def openat2(dirfd: int, path: str, flags: int, *, mode: int = 0, resolve: int = RESOLVE_IN_ROOT) -> int:
@@ -31,10 +29,11 @@ def openat2(dirfd: int, path: str, flags: int, *, mode: int = 0, resolve: int = 
     Raises:
         OSError: With ``path``.
     """
-    how = OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    how = _HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
+    name = os.fsencode(path)
     for attempt in range(128):
         try:
-            return syscall(_SYS_OPENAT2, dirfd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how), path=path)
+            return syscall(_SYS_OPENAT2, dirfd, name, how, _HOW.size, path=path)
         except BlockingIOError:
             if attempt == 127:
                 raise

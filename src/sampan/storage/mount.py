@@ -122,11 +122,11 @@ def _clone(path: str, attributes: int, idmap: int, *, recursive: bool = False) -
     tree = kernel.AT_RECURSIVE if recursive else 0
     fd = kernel.open_tree(kernel.AT_FDCWD, path, kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC | tree)
     try:
-        attr = kernel.MountAttr(attr_set=attributes, propagation=kernel.MS_PRIVATE)
         if idmap >= 0:
-            attr.attr_set |= kernel.MOUNT_ATTR_IDMAP
-            attr.userns_fd = idmap
-        kernel.mount_setattr(fd, "", kernel.AT_EMPTY_PATH | tree, attr)
+            attributes |= kernel.MOUNT_ATTR_IDMAP
+        kernel.set_attributes(
+            fd, set=attributes, propagation=kernel.MS_PRIVATE, userns=max(idmap, 0), recursive=recursive
+        )
     except BaseException:
         os.close(fd)
         raise
