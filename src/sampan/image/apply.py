@@ -21,20 +21,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import OrderedDict
 
 from sampan.errors import Corrupt, Exhausted, SampanError, StageFailed
 from sampan.image import tar
 from sampan.image.acl import acl_from_text
+from sampan.image.folders import KNOWN, Folders, clean, join
 from sampan.image.tar import Entry, Held, Limits, Reader, show
 from sampan.linux import tree
-from sampan.linux.resolve import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, make_dirs, openat2
+from sampan.linux.resolve import make_dirs
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _ID_LIMIT = 0xFFFFFFFE
-_OPEN_DIRECTORIES = 512
-_KNOWN_FOLDERS = 4096
 _FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: How names begin that may be no file's: none at all, ``.``, ``..``, whiteouts.
@@ -85,12 +83,10 @@ class Applier:
         self._root = root
         self._merged = merged
         self._limits = limits or Limits()
-        self._parents: OrderedDict[bytes, int] = OrderedDict()
+        self._tree = Folders(root)
         #: Folders as entries' names have them -> the same, clean.
         self._folders: dict[bytes, bytes] = {}
-        #: Clean folders -> the same without symlinks: what is kept by name below is kept by these names.
-        self._real: dict[bytes, bytes] = {}
-        #: Directory -> what it will get when nothing more is put into it.
+        #: Directory -> what it will get when nothing more is put into it. This and all below by paths without symlinks.
         self._directories: dict[bytes, Entry] = {}
         self._touched: set[bytes] = set()
         #: Directories that took the place of a whiteout, so that a lower one's attributes are none of theirs.
@@ -126,7 +122,7 @@ class Applier:
             except OSError as error:
                 raise _failed(os.fsencode(error.filename or ""), error) from error
         finally:
-            self._forget_parents()
+            self._tree.forget()
             os.umask(umask)
         return self.result
 
@@ -134,7 +130,7 @@ class Applier:
 
     def _plain_files(self, reader: Reader) -> None:
         """Make the files that come next, as far as nothing about them is special: :meth:`_entry` in short."""
-        parents, folders, result = self._parents, self._folders, self.result
+        parents, folders, result = self._tree.opened, self._folders, self.result
         last = self._limits.entries
         for name, owner, times, data in reader.plain():
             folder, _, base = name.rpartition(b"/")
@@ -171,7 +167,7 @@ class Applier:
         entry.size = entry.stored = len(data)
         entry.mtime = times[1]
         self._any_entry(entry, Held(data))
-        if len(self._folders) >= _KNOWN_FOLDERS:
+        if len(self._folders) >= KNOWN:
             self._folders.clear()
         folder, _, base = name.rpartition(b"/")
         if base:
@@ -202,7 +198,7 @@ class Applier:
         make = self._make[entry.type]
         parent = self._parent(folder)
         if self._merged:
-            self._touch(self._path(folder, base))
+            self._touch(self._tree.path(folder, base))
         try:
             make(entry, parent, base, reader)
         except FileExistsError:
@@ -248,7 +244,7 @@ class Applier:
         if not name:
             raise Corrupt(f'layer: hard link "{show(entry.name)}" leads to the root')
         try:
-            source = self._open(folder)
+            source = self._tree.open(folder)
             status = os.lstat(name, dir_fd=source)
             if _is_whiteout(status) and not self._merged:
                 raise FileNotFoundError(errno.ENOENT, "is a whiteout", name)
@@ -284,7 +280,7 @@ class Applier:
         name = b""
         if base:
             parent = self._parent(folder)
-            name = self._path(folder, base)
+            name = self._tree.path(folder, base)
             try:
                 os.mkdir(base, 0o700, dir_fd=parent)
                 self.result.inodes += 1
@@ -305,7 +301,7 @@ class Applier:
     def _parent(self, folder: bytes) -> int:
         """A descriptor of the directory that something is to be put into, made if it is missing."""
         try:
-            return self._open(folder)
+            return self._tree.open(folder)
         except FileNotFoundError:
             pass
         except NotADirectoryError:
@@ -315,96 +311,46 @@ class Applier:
                 # A file where a directory is needed, or a symlink to what a whiteout hides: the parents decide.
                 raise NeedsParent(f'"{show(folder)}" is no directory in the layer') from None
         self._make_parents(folder)
-        return self._open(folder)
+        return self._tree.open(folder)
 
     def _revive(self, folder: bytes) -> bool:
         """If a directory on the way was whited out before, let it be a new one, which hides the lower one."""
         above = b""
         for part in folder.split(b"/"):
-            path = self._path(above, part)
+            path = self._tree.path(above, part)
             if path in self.result.whiteouts and self._remove(above, part):
                 self.result.whiteouts.discard(path)
                 self.result.opaque.add(path)
                 self._anew.add(path)
                 return True
-            above = _join(above, part)
+            above = join(above, part)
             try:
-                self._open(above)
+                self._tree.open(above)
             except (FileNotFoundError, NotADirectoryError):
                 break
         return False
-
-    def _open(self, folder: bytes) -> int:
-        parents = self._parents
-        if folder in parents:
-            parents.move_to_end(folder)
-            return parents[folder]
-        fd = openat2(
-            self._root,
-            os.fsdecode(folder) or ".",
-            os.O_PATH | os.O_DIRECTORY,
-            resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
-        )
-        parents[folder] = fd
-        if len(parents) > _OPEN_DIRECTORIES:
-            os.close(parents.popitem(last=False)[1])
-        return fd
 
     def _make_parents(self, folder: bytes) -> None:
         """Make the missing directories of a path, symlinks on the way followed inside the root."""
         path = b""
         for part in folder.split(b"/"):
-            above, path = path, _join(path, part)
+            above, path = path, join(path, part)
             try:
-                self._open(path)
+                self._tree.open(path)
                 continue
             except FileNotFoundError:
                 pass
             try:
-                os.mkdir(part, 0o755, dir_fd=self._open(above))
+                os.mkdir(part, 0o755, dir_fd=self._tree.open(above))
             except FileExistsError:
                 # A symlink to what is not there: it may be there in a parent.
                 if not self._merged:
                     raise NeedsParent(f'"{show(path)}" is a symlink out of the layer') from None
                 os.close(make_dirs(self._root, os.fsdecode(path)))
             self.result.inodes += 1
-            made = self._path(above, part)
+            made = self._tree.path(above, part)
             if made not in self._anew:
                 self.result.implied.add(made)
-
-    def _path(self, folder: bytes, base: bytes) -> bytes:
-        """The path of what lies in a directory, without the symlinks that the directory's own may have."""
-        if folder not in self._real:
-            if len(self._real) >= _KNOWN_FOLDERS:
-                self._real.clear()
-            self._real[folder] = self._without_symlinks(folder)
-        return _join(self._real[folder], base)
-
-    def _without_symlinks(self, folder: bytes) -> bytes:
-        """Where the descriptor of a directory leads that :meth:`_open` gives; there may be no /proc to ask."""
-        done: list[bytes] = []
-        left = folder.split(b"/")[::-1]
-        while left:
-            part = left.pop()
-            if part in (b"", b"."):
-                continue
-            if part == b"..":
-                del done[-1:]
-                continue
-            try:
-                target = os.readlink(b"/".join([*done, part]), dir_fd=self._root)
-            except OSError:  # nearly always: it is no symlink
-                done.append(part)
-                continue
-            if target.startswith(b"/"):
-                done.clear()
-            left += target.split(b"/")[::-1]
-        return b"/".join(done)
-
-    def _forget_parents(self) -> None:
-        self._real.clear()
-        while self._parents:
-            os.close(self._parents.popitem()[1])
 
     # ---------------------------------------------------------------- replacing and deleting
 
@@ -414,7 +360,7 @@ class Applier:
         Returns:
             Whether a directory in its place must hide a lower one: what was here, a file or a whiteout, did.
         """
-        parent = self._open(folder)
+        parent = self._tree.open(folder)
         status = os.lstat(base, dir_fd=parent)
         if stat.S_ISDIR(status.st_mode):
             tree.remove_at(parent, base)
@@ -423,7 +369,7 @@ class Applier:
             self.result.inodes -= 1
         if stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode):
             # Paths through it may mean something else from now on.
-            self._forget_parents()
+            self._tree.forget()
         return not self._merged and not stat.S_ISDIR(status.st_mode)
 
     def _whiteout(self, folder: bytes, base: bytes) -> None:
@@ -433,14 +379,14 @@ class Applier:
         if name in (b"", b".", b".."):
             raise Corrupt(f'layer: whiteout "{show(folder)}/{show(base)}" names no file')
         parent = self._parent(folder)
-        folder = self._path(folder, b"")
+        folder = self._tree.path(folder, b"")
         if self._merged:
             self._touch(folder)  # it is there, whatever another whiteout says of it
         if base == _OPAQUE:
             self._opaque(folder)
             return
         # Whiteouts are about lower layers only: what this layer brings stays, and hides what was below.
-        path = _join(folder, name)
+        path = join(folder, name)
         if self._merged:
             self._delete(folder, name, path)
             return
@@ -459,13 +405,13 @@ class Applier:
                 raise NeedsParent("the root is opaque")
             self.result.opaque.add(folder)
             return
-        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._open(folder))
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._tree.open(folder))
         try:
             names = [os.fsencode(name) for name in os.listdir(fd)]
         finally:
             os.close(fd)
         for name in names:
-            path = _join(folder, name)
+            path = join(folder, name)
             self._delete(folder, name, path)
             if path in self._touched and path not in self._directories:
                 self._make_plain(folder, name)
@@ -473,7 +419,7 @@ class Applier:
     def _make_plain(self, folder: bytes, name: bytes) -> None:
         """Give a directory that this layer uses without listing it nothing of the hidden one that it was."""
         try:
-            fd = os.open(name, _DIRECTORY, dir_fd=self._open(folder))
+            fd = os.open(name, _DIRECTORY, dir_fd=self._tree.open(folder))
         except (FileNotFoundError, NotADirectoryError):
             return
         try:
@@ -487,7 +433,7 @@ class Applier:
         try:
             if path not in self._touched:
                 self._remove(folder, name)
-            elif stat.S_ISDIR(os.lstat(name, dir_fd=self._open(folder)).st_mode):
+            elif stat.S_ISDIR(os.lstat(name, dir_fd=self._tree.open(folder)).st_mode):
                 self._opaque(path)
         except (FileNotFoundError, NotADirectoryError):
             pass
@@ -499,7 +445,7 @@ class Applier:
         for name, entry in sorted(self._directories.items(), reverse=True):
             folder, _, base = name.rpartition(b"/")
             try:
-                fd = os.open(base or b".", _DIRECTORY, dir_fd=self._open(folder))
+                fd = os.open(base or b".", _DIRECTORY, dir_fd=self._tree.open(folder))
             except (FileNotFoundError, NotADirectoryError):
                 continue  # replaced by something else later in the archive
             try:
@@ -527,36 +473,6 @@ class Applier:
                 # A file system without them (or without this kind) can still hold the image.
                 if error.errno != errno.ENOTSUP:
                     raise
-
-
-def clean(name: bytes, depth: int) -> bytes:
-    """An entry's name as a path from the root, without a leading slash.
-
-    Raises:
-        Corrupt: It leaves the root.
-        Exhausted: It is too deep.
-    """
-    if name.startswith(b"./"):
-        name = name[2:]
-    name = name.rstrip(b"/")
-    if name.count(b"/") >= depth or len(name) > 4095:
-        raise Exhausted(f'layer: the path "{show(name)}" is too deep')
-    # Nearly all names are clean; the rest are taken apart.
-    if not (b"//" in name or b"/." in name or name.startswith((b".", b"/"))):
-        return name
-    parts: list[bytes] = []
-    for part in name.split(b"/"):
-        if part == b"..":
-            if not parts:
-                raise Corrupt(f'layer: the path "{show(name)}" leaves the root')
-            parts.pop()
-        elif part not in (b"", b"."):
-            parts.append(part)
-    return b"/".join(parts)
-
-
-def _join(folder: bytes, base: bytes) -> bytes:
-    return folder + b"/" + base if folder and base else folder or base
 
 
 def _is_whiteout(status: os.stat_result) -> bool:
