@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Collection
 from ipaddress import IPv4Network, ip_network
-from typing import Any
+from typing import Any, NamedTuple
 
 from sampan.errors import Exhausted, InvalidInput, NotFound, TimedOut
 from sampan.network import execution
@@ -45,6 +45,15 @@ def _stamps(folder: str, suffixes: tuple[str, ...]) -> tuple[list[tuple[str, int
     return stamps, folders
 
 
+class _Folder(NamedTuple):
+    """What was read of the directory, and by what its next state is told from this one."""
+
+    stamps: object
+    files: list[str]
+    lists: dict[str, NetworkList]
+    errors: dict[str, InvalidInput]
+
+
 class Networks:
     """The networks there are, looked at anew whenever the directory has changed.
 
@@ -67,18 +76,15 @@ class Networks:
         self.deadline = execution.DEADLINE
         self._silent: dict[str, float] = {}
         self._default = default
-        self._seen: tuple[object, object] | None = None
-        self._files: list[str] = []
-        self._lists: dict[str, NetworkList] = {}
-        self._errors: dict[str, InvalidInput] = {}
+        self._known = _Folder(None, [], {}, {})
         self._built_in: tuple[str, NetworkList] | None = None
 
-    def _look(self) -> None:
+    def _look(self) -> "_Folder":
         seen, folders = _stamps(self.conf_dir, SUFFIXES)
         # Plugins in files of their own stand one folder further down.
         inner = [stamp for folder in folders for stamp in _stamps(folder, (".conf",))[0]]
-        if (seen, inner) == self._seen:
-            return
+        if (seen, inner) == self._known.stamps:
+            return self._known
         lists: dict[str, NetworkList] = {}
         errors: dict[str, InvalidInput] = {}
         for path, *_stamp in seen:
@@ -86,9 +92,9 @@ class Networks:
                 lists[path] = read_file(path)
             except InvalidInput as error:
                 errors[path] = error
-        # One assignment each, the stamp last: another thread sees the old state or the new one.
-        self._files, self._lists, self._errors = [path for path, *_stamp in seen], lists, errors
-        self._seen = seen, inner
+        # One assignment: another thread sees the old state or the new one.
+        self._known = known = _Folder((seen, inner), [path for path, *_stamp in seen], lists, errors)
+        return known
 
     def call(self, kind: str, command: str, conf: dict[str, Any], **whom: Any) -> dict[str, Any]:
         """Run an external plugin; what it prints.
@@ -118,16 +124,15 @@ class Networks:
 
     def all(self) -> list[NetworkList]:
         """Every network that can be read, the default one first."""
-        self._look()
-        found = [self._lists[path] for path in self._files if path in self._lists]
-        if not self._files and self._default:
+        known = self._look()
+        found = [known.lists[path] for path in known.files if path in known.lists]
+        if not known.files and self._default:
             found.append(self._built_in_network())
         return found
 
     def faults(self) -> list[InvalidInput]:
         """What is wrong with the files that can't be read."""
-        self._look()
-        return list(self._errors.values())
+        return list(self._look().errors.values())
 
     def names(self) -> tuple[str, ...]:
         """The networks' names."""
@@ -139,12 +144,12 @@ class Networks:
         Raises:
             InvalidInput: The first file is wrong.
         """
-        self._look()
-        if self._files:
-            first = self._files[0]
-            if first in self._errors:
-                raise self._errors[first]
-            return self._lists[first]
+        known = self._look()
+        if known.files:
+            first = known.files[0]
+            if first in known.errors:
+                raise known.errors[first]
+            return known.lists[first]
         return self._built_in_network() if self._default else None
 
     def get(self, name: str) -> NetworkList:

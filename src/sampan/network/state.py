@@ -11,7 +11,8 @@ those of another boot are void, since the kernel forgot its part. An attachment 
 and removed after the last one is undone, so that a crash leaves a name to clean up by.
 
 Any number of processes and threads; each thread has a connection of its own. Loss of the last commits in a power cut is
-harmless, so that only SQLite's checkpoints are synced: without them it could be the database that is lost.
+harmless, so that only SQLite's checkpoints are synced: without them it could be the database that is lost. What SQLite
+raises is told as errors of ours.
 """
 
 import fcntl
@@ -20,10 +21,11 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
 
-from sampan.errors import AlreadyExists, StageFailed
+from sampan.errors import AlreadyExists, Corrupt, Exhausted, SampanError, StageFailed, TimedOut
 from sampan.wire.nfnetlink import Element
 
 _SCHEMA = """
@@ -69,6 +71,57 @@ class Owner:
 SHARED = Owner("", "", "")
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _translated(method: Callable[P, R]) -> Callable[P, R]:
+    """The method with SQLite's errors told as ours."""
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except sqlite3.Error as error:
+            raise translate(error) from error
+
+    return call
+
+
+def translate(error: sqlite3.Error) -> SampanError:
+    """An error of SQLite's as one of ours."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return Exhausted("the network's record: no space is left on its disk")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return TimedOut(f"the network's record: locked by another process for {_BUSY_SECONDS} s")
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return Corrupt(f"the network's record: {error}")
+    return SampanError(f"the network's record: {error}")
+
+
+class _Cursor(sqlite3.Cursor):
+    execute = _translated(sqlite3.Cursor.execute)
+    executemany = _translated(sqlite3.Cursor.executemany)
+    executescript = _translated(sqlite3.Cursor.executescript)
+    fetchone = _translated(sqlite3.Cursor.fetchone)
+    fetchall = _translated(sqlite3.Cursor.fetchall)
+
+    @_translated
+    def __next__(self) -> Any:
+        return super().__next__()
+
+
+class _Connection(sqlite3.Connection):
+    def execute(self, *args: Any) -> sqlite3.Cursor:
+        return self.cursor(_Cursor).execute(*args)
+
+    def executemany(self, *args: Any) -> sqlite3.Cursor:
+        return self.cursor(_Cursor).executemany(*args)
+
+    def executescript(self, *args: Any) -> sqlite3.Cursor:
+        return self.cursor(_Cursor).executescript(*args)
+
+
 class State:
     """The state directory; see the module.
 
@@ -102,8 +155,7 @@ class State:
         """The calling thread's connection."""
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            path = os.path.join(self.root, "network.db")
-            connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+            connection = self._connect()
             connection.execute("PRAGMA synchronous = NORMAL")
             if connection.execute("PRAGMA user_version").fetchone()[0] != 2:
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -111,6 +163,11 @@ class State:
             self._local.connection = connection
             self._local.lock = open(os.path.join(self.root, "lock"), "ab")
         return connection
+
+    @_translated
+    def _connect(self) -> sqlite3.Connection:
+        path = os.path.join(self.root, "network.db")
+        return sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, factory=_Connection)
 
     def close(self) -> None:
         """Close the calling thread's connection."""
