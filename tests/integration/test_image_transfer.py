@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sampan.errors import Corrupt, InvalidInput, NotFound
-from sampan.image import model, pack
+from sampan.image import mutate, pack, validate
 from sampan.image.diff import pack_changes, pack_upper
 from sampan.image.model import Image
 from sampan.spec import image as spec
@@ -46,7 +46,7 @@ def archive(**files: str) -> bytes:
 
 
 def add(store: Store) -> Image:
-    value = model.append_layer(model.append_layer(model.empty(), archive(a="1")), archive(b="2"))
+    value = mutate.append_layer(mutate.append_layer(mutate.empty(), archive(a="1")), archive(b="2"))
     store.images("default").put(NAME, put_image(store, value))
     return value
 
@@ -62,7 +62,7 @@ def test_an_archive_whose_indexes_have_no_end_is_refused_or_read_at_once(
     store: Store, tmp_path: Path, levels: int, width: int
 ) -> None:
     """Indexes in indexes without an end; and three of 300 entries each that are all the same, 27 million ways."""
-    value = model.append_layer(model.empty(), archive(a="1"))
+    value = mutate.append_layer(mutate.empty(), archive(a="1"))
     target, documents = value.descriptor, {}
     for _ in range(levels):
         document = spec.encode(Index(schema_version=2, media_type=spec.MT_OCI_INDEX, manifests=(target,) * width))
@@ -104,7 +104,7 @@ def test_save_and_load(store: Store, other: Store, tmp_path: Path) -> None:
     other.gc()
     found = image(other, loaded[0].target)
     assert isinstance(found, Image)
-    assert model.validate(found) == []
+    assert validate.faults(found) == []
     assert len(other.content.walk()) == 4
     assert other.leases("default").list() == []
     assert unpack(other, loaded[0].target)
@@ -196,7 +196,7 @@ def test_saving_what_is_not_there(store: Store) -> None:
 
 def test_changes_are_packed_and_applied_again(store: Store, other: Store, tmp_path: Path) -> None:
     """upper directory -> layer -> the same tree; by overlayfs's own records and by comparing."""
-    base = model.append_layer(model.empty(), archive(**{"etc/a": "1", "etc/b": "1", "opt/x/y": "1", "gone": "1"}))
+    base = mutate.append_layer(mutate.empty(), archive(**{"etc/a": "1", "etc/b": "1", "opt/x/y": "1", "gone": "1"}))
     put_image(store, base)
     name = unpack(store, base.descriptor)
     root = tmp_path / "mnt"
@@ -222,7 +222,7 @@ def test_changes_are_packed_and_applied_again(store: Store, other: Store, tmp_pa
                 pack_upper(upper_files, parts.append)
             else:
                 pack_changes(lower_files, str(root), parts.append)
-            changed = model.append_layer(base, b"".join(parts))
+            changed = mutate.append_layer(base, b"".join(parts))
             put_image(other, changed)
             with Unpacker(other, changed.config, changed.manifest.layers) as unpacker:
                 top = unpacker.finish()

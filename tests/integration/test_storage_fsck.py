@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sampan.image import model, pack
+from sampan.image import mutate, pack
 from sampan.spec.image import Descriptor
 from sampan.storage.store import Store
 from sampan.storage.transfer import put_image
@@ -27,7 +27,7 @@ def archive(**files: str) -> bytes:
     return b"".join(parts)
 
 
-IMAGE = model.append_layer(model.append_layer(model.empty(), archive(**{"d/a": "1"})), archive(b="2"))
+IMAGE = mutate.append_layer(mutate.append_layer(mutate.empty(), archive(**{"d/a": "1"})), archive(b="2"))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ sys.stdin.readline()
 os.setgroups([])
 os.setgid(0)
 os.setuid(0)
-from sampan.image import model
+from sampan.image import mutate
 from sampan.storage.mount import attach, detach
 from sampan.storage.store import Store
 from sampan.storage.transfer import put_image
@@ -40,9 +40,9 @@ def archive(*members):
             tar.addfile(info)
     return out.getvalue()
 
-image = model.empty()
-image = model.append_layer(image, archive(("a/", 0), ("a/gone", 0), ("b/", 7), ("b/hidden", 7), ("keep", 1000)))
-image = model.append_layer(image, archive(("a/.wh.gone", 0), ("b/", 7), ("b/.wh..wh..opq", 0), ("b/new", 8)))
+image = mutate.empty()
+image = mutate.append_layer(image, archive(("a/", 0), ("a/gone", 0), ("b/", 7), ("b/hidden", 7), ("keep", 1000)))
+image = mutate.append_layer(image, archive(("a/.wh.gone", 0), ("b/", 7), ("b/.wh..wh..opq", 0), ("b/new", 8)))
 root = sys.argv[1]
 with Store(root + "/store", snapshotter="overlayfs") as store:
     name = unpack(store, put_image(store, image))

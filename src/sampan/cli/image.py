@@ -76,12 +76,11 @@ def _head(found: Image | ImageIndex) -> dict[str, Any]:
 def _opened(engine: "Engine", name: str, creds: str) -> "AbstractContextManager[Image | ImageIndex]":
     """What a name or a place leads to."""
     from sampan.registry.copying import TRANSPORTS
-    from sampan.registry.opening import image_of, open_image
+    from sampan.registry.opening import open_image
     from sampan.registry.places.stored import StoreSource
 
     if not name.startswith(TRANSPORTS):
-        source = StoreSource(engine.store, engine.namespace, name, engine.images.target(name))
-        return nullcontext(image_of(source))
+        return nullcontext(StoreSource(engine.store, engine.namespace, name, engine.images.target(name)).image())
     return open_image(
         name,
         resolver=engine.resolver,

@@ -7,25 +7,66 @@
     blobs/ALGORITHM/HEX
 """
 
-import hashlib
+import fcntl
 import os
-import secrets
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import IO
 
 import msgspec
 
-from sampan.errors import Corrupt, InvalidInput, NotFound, StageFailed
-from sampan.image.model import Image, ImageIndex, at
-from sampan.spec.image import MANIFEST_LIMIT, Descriptor, Index, check_digest, decode_as, encode
+from sampan.errors import Corrupt, InvalidInput, NotFound, SampanError, StageFailed, WrongState
+from sampan.image.files import read_small, write_file
+from sampan.image.model import Image, ImageIndex, at, checked
+from sampan.image.reference import Reference
+from sampan.image.writing import write as write_to
+from sampan.spec.image import MANIFEST_LIMIT, MT_OCI_INDEX, Descriptor, Index, check_digest, decode_as, encode
 
-REF_NAME = "org.opencontainers.image.ref.name"
-_MARKER = "oci-layout"
+NAME = "org.opencontainers.image.ref.name"
+#: containerd's and Docker's annotation of the whole name, beside the tag alone.
+FULL_NAME = "io.containerd.image.name"
+MARKER = "oci-layout"
+VERSION = b'{"imageLayoutVersion":"1.0.0"}'
 _READ_LIMIT = 16 << 20
 
 
 class _Marker(msgspec.Struct, rename="camel"):
     image_layout_version: str
+
+
+def blob_path(digest: str) -> str:
+    """Where a layout keeps a blob."""
+    return "/".join(("blobs", *check_digest(digest)))
+
+
+def whole_name(name: str) -> str:
+    """The whole reference that a name in a layout stands for; nothing for a mere tag, which names nothing elsewhere."""
+    if "/" not in name and ":" not in name:
+        return ""
+    try:
+        return str(Reference.parse(name))
+    except SampanError:
+        return ""
+
+
+def choose(index: Index, name: str, where: str) -> Descriptor:
+    """What a name in a layout leads to; without a name, the only image there is.
+
+    Raises:
+        NotFound: There is none of that name; the message lists what there is.
+        InvalidInput: There are several, and no name was given.
+    """
+    names = {descriptor.annotations.get(NAME, "") for descriptor in index.manifests}
+    if not name:
+        if len(index.manifests) == 1:
+            return index.manifests[0]
+        listed = ", ".join(sorted(filter(None, names))) or "no names"
+        raise InvalidInput(f"holds {len(index.manifests)} images ({listed}): say which as {where}:NAME", field=where)
+    for descriptor in index.manifests:
+        if name in (descriptor.annotations.get(NAME), descriptor.annotations.get(FULL_NAME), descriptor.digest):
+            return descriptor
+    raise NotFound(
+        f'{where}: has no image "{name}", but {", ".join(sorted(filter(None, names))) or "none with a name"}'
+    )
 
 
 class Layout:
@@ -38,41 +79,38 @@ class Layout:
     Raises:
         NotFound: There is no layout.
         Corrupt: It is not a layout of version 1.
+        WrongState: It is to be made of a directory in which there is something else.
     """
 
     def __init__(self, path: str, *, create: bool = False) -> None:
         self.path = path
-        marker = os.path.join(path, _MARKER)
+        marker = os.path.join(path, MARKER)
         if create and not os.path.exists(marker):
+            if os.path.isdir(path) and os.listdir(path):
+                raise WrongState(f"{path}: is neither empty nor an OCI layout")
             try:
                 os.makedirs(os.path.join(path, "blobs", "sha256"), exist_ok=True)
-                _write(marker, b'{"imageLayoutVersion":"1.0.0"}')
             except OSError as error:
                 raise StageFailed("make image layout", error) from error
-        version = decode_as(self._file(_MARKER, 4096), _Marker, f"{path}/{_MARKER}").image_layout_version
+            write_file(marker, [VERSION])
+        if not os.path.exists(marker):
+            raise NotFound(f"{path}: is no OCI layout: it has no file {MARKER}")
+        version = decode_as(read_small(marker, 4096), _Marker, marker).image_layout_version
         if not version.startswith("1."):
-            raise Corrupt(f'{path}/{_MARKER}: version "{version}" is not 1')
-
-    def _file(self, name: str, limit: int) -> bytes:
-        try:
-            with open(os.path.join(self.path, name), "rb") as file:
-                return file.read(limit + 1)
-        except FileNotFoundError:
-            raise NotFound(f"{self.path}: is no image layout, it has no {name}") from None
-        except OSError as error:
-            raise StageFailed("read image layout", error) from error
+            raise Corrupt(f'{marker}: version "{version}" is not 1')
 
     # ---------------------------------------------------------------- source
 
     def index(self) -> Index:
         """What it lists; nothing for a new one."""
-        if not os.path.exists(os.path.join(self.path, "index.json")):
+        path = os.path.join(self.path, "index.json")
+        if not os.path.exists(path):
             return Index(schema_version=2)
-        return decode_as(self._file("index.json", MANIFEST_LIMIT), Index, f"{self.path}/index.json")
+        return decode_as(read_small(path, MANIFEST_LIMIT), Index, path)
 
     def names(self) -> list[str]:
         """The names in it."""
-        return [d.annotations[REF_NAME] for d in self.index().manifests if REF_NAME in d.annotations]
+        return [d.annotations[NAME] for d in self.index().manifests if NAME in d.annotations]
 
     def get(self, name: str = "") -> Image | ImageIndex:
         """The image of a name; without one the only image there is.
@@ -81,26 +119,16 @@ class Layout:
             NotFound: There is no such name.
             InvalidInput: No name was given, and there are several.
         """
-        manifests = self.index().manifests
-        found = [d for d in manifests if d.annotations.get(REF_NAME) == name] if name else list(manifests)
-        if not found:
-            raise NotFound(f'{self.path}: no image "{name}"; there are: {", ".join(self.names()) or "none"}')
-        if len(found) > 1 and not name:
-            raise InvalidInput(f"{self.path}: has several images: {', '.join(self.names())}", field="name")
-        return at(self, found[-1])
+        return at(self, choose(self.index(), name, self.path))
 
     def read(self, target: Descriptor) -> bytes:
         """See :class:`~sampan.image.model.Blobs`."""
-        algorithm, encoded = check_digest(target.digest)
-        with self.open(target) as file:
-            data = file.read(_READ_LIMIT + 1)
-        if len(data) != target.size or hashlib.new(algorithm, data).hexdigest() != encoded:
-            raise Corrupt(f"{self.path}: blob {target.digest} has another digest or size")
-        return data
+        data = read_small(os.path.join(self.path, blob_path(target.digest)), _READ_LIMIT)
+        return b"".join(checked(target, [data]))
 
     def open(self, target: Descriptor) -> IO[bytes]:
         """See :class:`~sampan.image.model.Blobs`."""
-        path = os.path.join(self.path, "blobs", *check_digest(target.digest))
+        path = os.path.join(self.path, blob_path(target.digest))
         try:
             return open(path, "rb")
         except FileNotFoundError:
@@ -110,74 +138,74 @@ class Layout:
 
     # ---------------------------------------------------------------- sink
 
-    def has(self, target: Descriptor) -> bool:
-        """Whether a blob of that digest and size is there."""
+    def add(self, target: Descriptor, name: str = "", full_name: str = "") -> None:
+        """List what was put; under a name, in place of what had it.
+
+        Args:
+            target: What it is.
+            name: Its name, often a mere tag.
+            full_name: The whole reference, kept beside.
+        """
+        annotations = {**target.annotations}
+        annotations |= {NAME: name} if name else {}
+        annotations |= {FULL_NAME: full_name} if full_name else {}
+        named = msgspec.structs.replace(target, annotations=annotations)
+        lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return os.stat(os.path.join(self.path, "blobs", *check_digest(target.digest))).st_size == target.size
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            others = [one for one in self.index().manifests if not _replaces(one, named)]
+            index = Index(schema_version=2, media_type=MT_OCI_INDEX, manifests=(*others, named))
+            write_file(os.path.join(self.path, "index.json"), [encode(index)])
+        finally:
+            os.close(lock)
+
+
+def _replaces(old: Descriptor, new: Descriptor) -> bool:
+    name = new.annotations.get(NAME, "")
+    if old.annotations.get(NAME, "") == name:
+        return bool(name) or old.digest == new.digest
+    return False
+
+
+class LayoutSink:
+    """Adds an image to a layout; an image of the same name is replaced.
+
+    Args:
+        layout: The layout.
+        name: What to call the image; empty for no name.
+        full_name: The whole reference, kept beside the tag.
+    """
+
+    def __init__(self, layout: Layout, name: str = "", full_name: str = "") -> None:
+        self.layout = layout
+        self._name = name
+        self._full_name = full_name
+
+    def has(self, target: Descriptor) -> bool:
+        """See :class:`~sampan.image.writing.Sink`."""
+        try:
+            return os.stat(os.path.join(self.layout.path, blob_path(target.digest))).st_size == target.size
         except FileNotFoundError:
             return False
 
-    def add(self, target: Descriptor, pieces: Iterable[bytes]) -> None:
-        """Write a blob, checked.
+    def put_blob(self, target: Descriptor, pieces: Iterator[bytes]) -> str:
+        """See :class:`~sampan.image.writing.Sink`."""
+        write_file(os.path.join(self.layout.path, blob_path(target.digest)), pieces)
+        return "copied"
 
-        Raises:
-            Corrupt: The pieces are not what the descriptor says; nothing is left.
-        """
-        algorithm, encoded = check_digest(target.digest)
-        folder = os.path.join(self.path, "blobs", algorithm)
-        os.makedirs(folder, exist_ok=True)
-        digest, size = hashlib.new(algorithm), 0
-        part = os.path.join(folder, f".{secrets.token_hex(8)}")
-        try:
-            with open(part, "xb") as file:
-                for piece in pieces:
-                    digest.update(piece)
-                    size += len(piece)
-                    file.write(piece)
-            if size != target.size or digest.hexdigest() != encoded:
-                raise Corrupt(f"content {target.digest}: the bytes have another digest or size")
-            os.rename(part, os.path.join(folder, encoded))
-        except OSError as error:
-            raise StageFailed("write image layout", error) from error
-        finally:
-            if os.path.exists(part):
-                os.unlink(part)
+    def put_document(self, target: Descriptor, data: bytes) -> None:
+        """See :class:`~sampan.image.writing.Sink`."""
+        write_file(os.path.join(self.layout.path, blob_path(target.digest)), [data])
 
-    def tag(self, name: str, target: Descriptor) -> None:
-        """Let ``name`` lead to ``target``, in place of what it led to; without a name, list it."""
-        kept = tuple(
-            d
-            for d in self.index().manifests
-            if (d.annotations.get(REF_NAME) != name if name else d.digest != target.digest)
-        )
-        annotations = {**target.annotations, **({REF_NAME: name} if name else {})}
-        entry = msgspec.structs.replace(target, annotations=annotations)
-        _write(os.path.join(self.path, "index.json"), encode(Index(schema_version=2, manifests=(*kept, entry))))
+    def finish(self, target: Descriptor, data: bytes) -> None:
+        """See :class:`~sampan.image.writing.Sink`."""
+        self.put_document(target, data)
+        self.layout.add(target, self._name, self._full_name)
+
+    def close(self) -> None:
+        """See :class:`~sampan.image.writing.Sink`."""
 
 
 def write(layout: Layout, image: Image | ImageIndex, name: str = "") -> None:
     """Write an image, or an index with what its source has of it, into a layout; named last."""
-    _write_blobs(layout, image)
-    layout.tag(name, image.descriptor)
-
-
-def _write_blobs(layout: Layout, image: Image | ImageIndex) -> None:
-    if isinstance(image, ImageIndex):
-        for child in image.children():
-            try:
-                _write_blobs(layout, child)
-            except NotFound:
-                continue  # a platform that was not pulled
-    else:
-        for layer in image.layers:
-            if not layer.foreign and not layout.has(layer.descriptor):
-                layout.add(layer.descriptor, layer.compressed())
-        layout.add(image.manifest.config, [image.raw_config])
-    layout.add(image.descriptor, [image.blobs.read(image.descriptor)])
-
-
-def _write(path: str, data: bytes) -> None:
-    part = f"{path}.{secrets.token_hex(4)}"
-    with open(part, "xb") as file:
-        file.write(data)
-    os.rename(part, path)
+    write_to(image, LayoutSink(layout, name), whole=False)

@@ -1,28 +1,24 @@
 """Images as values: immutable, lazy, from any source to any sink.
 
 An :class:`Image` is a descriptor and a source of blobs; everything else is derived and read when asked for. A source
-is anything with ``read`` and ``open`` (:class:`Blobs`): an OCI layout (layout.py), the store, memory. So a new source
-is a class of two methods, and a change (:func:`append_layer`, :func:`with_config`) is a new image over two sources.
+is anything with ``read`` and ``open`` (:class:`Blobs`): an OCI layout (layout.py), the store, a registry, memory. So a
+new source is a class of two methods, and a change (:mod:`sampan.image.mutate`) is a new image over two sources. Sinks
+are in :mod:`sampan.image.writing`, checks in :mod:`sampan.image.validate`.
 """
 
-import gzip
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import IO, Protocol
 
-import msgspec
-
-from sampan.errors import Corrupt, Exhausted, NotFound, Unsupported
+from sampan.errors import Corrupt, NotFound
 from sampan.image.decompress import bounded
 from sampan.spec import image as spec
 from sampan.spec.image import (
     FOREIGN_LAYER_TYPES,
     INDEX_TYPES,
-    LAYER_TYPES,
     Descriptor,
-    History,
     ImageConfig,
     Platform,
 )
@@ -81,7 +77,7 @@ class Layer:
 
     def compressed(self) -> Iterator[bytes]:
         """Its bytes as stored; ends in Corrupt if they are not what the digest says."""
-        return _verified(self.blobs, self.descriptor)
+        return verified(self.blobs, self.descriptor)
 
     def uncompressed(self) -> Iterator[bytes]:
         """Its archive; ends in Corrupt if it is not what the diff ID says, in Exhausted if it expands beyond reason."""
@@ -95,21 +91,26 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Image:
-    """An image of one platform."""
+class _Document:
+    """A manifest or an index, where it is."""
 
     blobs: Blobs
     descriptor: Descriptor
 
     @property
     def digest(self) -> str:
-        """The manifest's digest."""
+        """The document's digest."""
         return self.descriptor.digest
 
     @cached_property
     def raw_manifest(self) -> bytes:
-        """The manifest as it is."""
+        """The document as it is."""
         return self.blobs.read(self.descriptor)
+
+
+@dataclass(frozen=True)
+class Image(_Document):
+    """An image of one platform."""
 
     @cached_property
     def manifest(self) -> spec.Manifest:
@@ -140,6 +141,12 @@ class Image:
         return len(self.raw_manifest) + self.manifest.config.size + sum(layer.size for layer in self.manifest.layers)
 
     @property
+    def parts(self) -> tuple[Descriptor, ...]:
+        """Its configuration and layers, each once, as far as they are where the manifest is: foreign ones are not."""
+        listed = (self.manifest.config, *self.manifest.layers)
+        return tuple({one.digest: one for one in listed if one.media_type not in FOREIGN_LAYER_TYPES}.values())
+
+    @property
     def layers(self) -> tuple[Layer, ...]:
         """Its layers, lowest first.
 
@@ -153,22 +160,10 @@ class Image:
 
 
 @dataclass(frozen=True)
-class ImageIndex:
+class ImageIndex(_Document):
     """Images of several platforms. ``depth``: how many indexes it lies in."""
 
-    blobs: Blobs
-    descriptor: Descriptor
     depth: int = 0
-
-    @property
-    def digest(self) -> str:
-        """The index's digest."""
-        return self.descriptor.digest
-
-    @cached_property
-    def raw_manifest(self) -> bytes:
-        """The index as it is."""
-        return self.blobs.read(self.descriptor)
 
     @cached_property
     def index(self) -> spec.Index:
@@ -210,88 +205,28 @@ def at(blobs: Blobs, descriptor: Descriptor, depth: int = 0) -> Image | ImageInd
     return Image(blobs, descriptor)
 
 
-# ------------------------------------------------------------------ validate
+# ------------------------------------------------------------------ bytes
 
 
-def validate(image: Image) -> list[str]:
-    """Check everything there is to check, reading every byte; returns the faults, none for a sound image."""
-    faults: list[str] = []
-    try:
-        layers = image.layers
-    except Corrupt as error:
-        return [str(error)]
-    for number, layer in enumerate(layers):
-        where = f"layers[{number}]"
-        if layer.foreign:
-            continue
-        if layer.descriptor.media_type not in LAYER_TYPES:
-            faults.append(f'{where}.mediaType: "{layer.descriptor.media_type}" is unknown')
-        try:
-            for _ in layer.compressed():
-                pass
-            for _ in layer.uncompressed():
-                pass
-        except (Corrupt, Exhausted, NotFound, Unsupported) as error:
-            faults.append(f"{where}: {error}")
-    return faults
+def verified(blobs: Blobs, target: Descriptor) -> Iterator[bytes]:
+    """A blob's bytes; see :func:`checked`."""
+    with blobs.open(target) as file:
+        yield from checked(target, iter(lambda: file.read(_CHUNK), b""))
 
 
-def _verified(blobs: Blobs, descriptor: Descriptor) -> Iterator[bytes]:
-    algorithm, encoded = spec.check_digest(descriptor.digest)
-    digest = hashlib.new(algorithm)
-    size = 0
-    with blobs.open(descriptor) as file:
-        while piece := file.read(_CHUNK):
-            digest.update(piece)
-            size += len(piece)
-            if size > descriptor.size:
-                break
-            yield piece
-    if size != descriptor.size or digest.hexdigest() != encoded:
-        raise Corrupt(f"content {descriptor.digest}: the bytes have another digest or size")
+def checked(target: Descriptor, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes; raises at the end, or as soon as they are too many, if they are not what was promised.
 
-
-# ------------------------------------------------------------------ mutate
-
-
-def with_config(image: Image, config: ImageConfig) -> Image:
-    """The same layers with another configuration."""
-    return _rebuilt(image, config, image.manifest.layers, {})
-
-
-def append_layer(image: Image, archive: bytes, *, created_by: str = "", compress: bool = True) -> Image:
-    """One more layer on top.
-
-    Args:
-        image: The image below.
-        archive: The layer, an uncompressed tar archive.
-        created_by: For the history.
-        compress: Store it with gzip, without a time in it, so that the same archive gives the same digest.
+    Raises:
+        Corrupt: Digest or size differ.
     """
-    data = gzip.compress(archive, 6, mtime=0) if compress else archive
-    layer = spec.describe(data, spec.MT_OCI_LAYER_GZIP if compress else spec.MT_OCI_LAYER)
-    config = msgspec.structs.replace(
-        image.config,
-        rootfs=spec.RootFs(diff_ids=(*image.config.rootfs.diff_ids, spec.digest_of(archive))),
-        history=(*(image.config.history or ()), History(created_by=created_by)),
-    )
-    return _rebuilt(image, config, (*image.manifest.layers, layer), {layer.digest: data})
-
-
-def empty(platform: Platform | None = None) -> Image:
-    """An image without layers, to append to."""
-    wanted = platform or Platform.host()
-    config = spec.encode(ImageConfig(architecture=wanted.architecture, os=wanted.os, variant=wanted.variant))
-    described = spec.describe(config, spec.MT_OCI_CONFIG)
-    manifest = spec.encode(spec.Manifest(schema_version=2, media_type=spec.MT_OCI_MANIFEST, config=described))
-    target = spec.describe(manifest, spec.MT_OCI_MANIFEST)
-    return Image(MemoryBlobs({described.digest: config, target.digest: manifest}), target)
-
-
-def _rebuilt(image: Image, config: ImageConfig, layers: tuple[Descriptor, ...], blobs: dict[str, bytes]) -> Image:
-    encoded = spec.encode(config)
-    described = spec.describe(encoded, image.manifest.config.media_type)
-    manifest = spec.encode(msgspec.structs.replace(image.manifest, config=described, layers=layers))
-    target = spec.describe(manifest, image.descriptor.media_type)
-    added = {**blobs, described.digest: encoded, target.digest: manifest}
-    return Image(MemoryBlobs(added, image.blobs), target)
+    algorithm, expected = spec.check_digest(target.digest)
+    found, size = hashlib.new(algorithm), 0
+    for piece in pieces:
+        size += len(piece)
+        if size > target.size:
+            raise Corrupt(f"content {target.digest}: more than the {target.size} bytes promised")
+        found.update(piece)
+        yield piece
+    if size != target.size or found.hexdigest() != expected:
+        raise Corrupt(f"content {target.digest}: the {size} bytes that came have digest {found.hexdigest()}")

@@ -7,16 +7,15 @@ import than most commands cost to run.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sampan.registry.copying import copy
+    from sampan.registry.copying import copy, push
     from sampan.registry.credentials import Credentials
-    from sampan.registry.opening import open_image
+    from sampan.registry.opening import open_image, write_image
     from sampan.registry.progress import Event
     from sampan.registry.pulling import Pulled, pull
-    from sampan.registry.pushing import push
     from sampan.registry.resolver import Resolver
     from sampan.registry.transport import Limits
 
-__all__ = ["Credentials", "Event", "Limits", "Pulled", "Resolver", "copy", "open_image", "pull", "push"]
+__all__ = ["Credentials", "Event", "Limits", "Pulled", "Resolver", "copy", "open_image", "pull", "push", "write_image"]
 
 _HOMES = {
     "Credentials": "credentials",
@@ -27,7 +26,8 @@ _HOMES = {
     "copy": "copying",
     "open_image": "opening",
     "pull": "pulling",
-    "push": "pushing",
+    "push": "copying",
+    "write_image": "opening",
 }
 
 

@@ -1,37 +1,36 @@
-"""Copy: an image from any place to any other, whole or one platform of it; every digest checked on the way."""
+"""Copy: an image from any place to any other, whole or one platform of it; every digest checked on the way.
 
-import hashlib
-from collections.abc import Iterator
+A place gives an image as a value (:mod:`sampan.image.model`), which is chosen from, changed, and written to the other
+place (:mod:`sampan.image.writing`). A push is such a way from the store to a registry.
+"""
+
+import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from sampan.errors import Corrupt, InvalidInput, SampanError
-from sampan.image.reference import Reference
-from sampan.registry.converting import Form, converted, has_form
+from sampan.errors import InvalidInput
+from sampan.image.converting import Form, in_form
+from sampan.image.layout import Layout, LayoutSink, whole_name
+from sampan.image.model import Image, ImageIndex
+from sampan.image.writing import Sink, write
 from sampan.registry.credentials import Credentials
 from sampan.registry.places.directory import DirectorySink, DirectorySource
 from sampan.registry.places.docker_archive import DockerArchiveSink, DockerArchiveSource
-from sampan.registry.places.interface import Sink, Source
-from sampan.registry.places.layout import ArchiveSink, ArchiveSource, LayoutSink, LayoutSource
+from sampan.registry.places.interface import Source
+from sampan.registry.places.layout import ArchiveSink, ArchiveSource, LayoutSource
 from sampan.registry.places.remote import RemoteSink, RemoteSource
-from sampan.registry.places.stored import StoreSink, StoreSource
-from sampan.registry.progress import Callback, Reporter
+from sampan.registry.places.stored import NameSink, StoreSource
+from sampan.registry.progress import Callback, Kind, Reporter
 from sampan.registry.resolver import Resolver
-from sampan.spec.image import (
-    FOREIGN_LAYER_TYPES,
-    Descriptor,
-    Index,
-    Platform,
-    check_digest,
-    decode_manifest,
-    select_platform,
-)
+from sampan.registry.uploading import CHUNK
+from sampan.spec.image import Descriptor, Platform
 
 if TYPE_CHECKING:
     from sampan.storage.store import Store
 
-_DEPTH_LIMIT = 3
 TRANSPORTS = ("docker://", "oci:", "oci-archive:", "docker-archive:", "dir:", "store:")
+#: How a blob came, as sinks say it, and as it is reported.
+_KINDS: dict[str, Kind] = {"exists": "exists", "copied": "downloaded", "uploaded": "uploaded", "mounted": "mounted"}
 
 
 def copy(
@@ -46,6 +45,7 @@ def copy(
     source_credentials: Credentials | None = None,
     destination_credentials: Credentials | None = None,
     progress: Callback | None = None,
+    stop: threading.Event | None = None,
 ) -> Descriptor:
     """Copy an image.
 
@@ -59,7 +59,8 @@ def copy(
         form: ``oci`` or ``docker``: write documents in this form, with new digests; by default each keeps its own.
         source_credentials: The caller's own, for the source.
         destination_credentials: The caller's own, for the destination.
-        progress: Called with each event.
+        progress: Called with each event, from several threads, one at a time.
+        stop: Gives the copy up when set.
 
     Returns:
         What was copied: the index, or the manifest.
@@ -71,18 +72,74 @@ def copy(
     """
     reporter = Reporter(destination, progress)
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
-    maker = _Maker(resolver, store, namespace, reporter)
+    maker = _Maker(resolver, store, namespace, reporter, stop or threading.Event())
     if split_place(destination)[0] == "docker-archive":
         wanted = wanted or Platform.host()  # it holds no index
     with (
         closing(maker.source(source, source_credentials)) as opened,
         closing(maker.sink(destination, destination_credentials)) as sink,
     ):
-        target = opened.target()
-        reporter.tell("resolved", digest=target.digest, total=target.size)
-        copied = _Copy(opened, sink, reporter, form).document(target, wanted, 0)
-        sink.finish(copied)
-    reporter.tell("done", digest=copied.digest)
+        value = opened.image()
+        reporter.tell("resolved", digest=value.digest, total=value.descriptor.size)
+        return _write(value, sink, maker, wanted, form)
+
+
+def push(
+    store: "Store",
+    namespace: str,
+    name: str,
+    resolver: Resolver,
+    *,
+    reference: str = "",
+    platform: str | Platform | None = None,
+    credentials: Credentials | None = None,
+    progress: Callback | None = None,
+    stop: threading.Event | None = None,
+    chunk: int = CHUNK,
+) -> Descriptor:
+    """Send an image of a store to a registry.
+
+    Args:
+        store: Where it is.
+        namespace: Whose name it has.
+        name: Its name.
+        resolver: Hosts and credentials.
+        reference: What to call it there; its name by default.
+        platform: Send this one of an index alone; by default the whole index, which must be stored as a whole.
+        credentials: The caller's own.
+        progress: Called with each event, from several threads, one at a time.
+        stop: Gives the push up when set.
+        chunk: Most bytes of one upload request.
+
+    Returns:
+        What the name leads to at the registry.
+
+    Raises:
+        NotFound: There is no such image, or a part of it is not stored.
+        Unavailable, TimedOut, Unauthenticated, Denied: What went wrong at the registry.
+    """
+    wanted = Platform.parse(platform) if isinstance(platform, str) else platform
+    source = StoreSource(store, namespace, name)
+    maker = _Maker(resolver, store, namespace, Reporter(reference or name, progress), stop or threading.Event())
+    with closing(maker.remote_sink(reference or name, credentials, chunk)) as sink:
+        return _write(source.image(), sink, maker, wanted, None)
+
+
+def _write(
+    value: Image | ImageIndex, sink: Sink, maker: "_Maker", platform: Platform | None, form: Form | None
+) -> Descriptor:
+    """Choose, convert and write an image."""
+    if platform is not None and isinstance(value, ImageIndex):
+        value = value.select(platform)
+    if form is not None:
+        value = in_form(value, form)
+    host = sink.host if isinstance(sink, RemoteSink) else ""
+
+    def came(how: str, blob: Descriptor) -> None:
+        maker.reporter.tell(_KINDS[how], digest=blob.digest, offset=blob.size, total=blob.size, host=host)
+
+    copied = write(value, sink, parallel=maker.resolver.limits.parallel, stop=maker.stop, notice=came)
+    maker.reporter.tell("done", digest=copied.digest)
     return copied
 
 
@@ -118,15 +175,33 @@ def open_source(
     credentials: Credentials | None = None,
 ) -> Source:
     """An image at a place, to be read; the caller closes it. See :func:`copy` for the arguments and errors."""
-    return _Maker(resolver, store, namespace, Reporter(text, None)).source(text, credentials)
+    return _Maker(resolver, store, namespace, Reporter(text, None), threading.Event()).source(text, credentials)
+
+
+def open_sink(
+    text: str,
+    *,
+    resolver: Resolver,
+    store: "Store | None" = None,
+    namespace: str = "default",
+    credentials: Credentials | None = None,
+    progress: Callback | None = None,
+) -> Sink:
+    """A place for an image; the caller closes it. See :func:`copy` for the arguments and errors."""
+    return _Maker(resolver, store, namespace, Reporter(text, progress), threading.Event()).sink(text, credentials)
 
 
 class _Maker:
-    def __init__(self, resolver: Resolver, store: "Store | None", namespace: str, reporter: Reporter) -> None:
-        self._resolver = resolver
+    """Makes sources and sinks, by their transports, that are given up together."""
+
+    def __init__(
+        self, resolver: Resolver, store: "Store | None", namespace: str, reporter: Reporter, stop: threading.Event
+    ) -> None:
+        self.resolver = resolver
+        self.reporter = reporter
+        self.stop = stop
         self._store = store
         self._namespace = namespace
-        self._reporter = reporter
 
     def _opened_store(self, text: str) -> "Store":
         if self._store is None:
@@ -136,7 +211,7 @@ class _Maker:
     def source(self, text: str, credentials: Credentials | None) -> Source:
         transport, details = split_place(text)
         if transport == "docker":
-            return RemoteSource(details, self._resolver, self._reporter, credentials)
+            return RemoteSource(details, self.resolver, self.reporter, credentials, stop=self.stop)
         if transport == "store":
             return StoreSource(self._opened_store(text), self._namespace, details)
         if transport == "dir":
@@ -149,79 +224,19 @@ class _Maker:
     def sink(self, text: str, credentials: Credentials | None) -> Sink:
         transport, details = split_place(text)
         if transport == "docker":
-            return RemoteSink(details, self._resolver, self._reporter, credentials)
+            return self.remote_sink(details, credentials)
         if transport == "store":
-            return StoreSink(self._opened_store(text), self._namespace, details)
+            return NameSink(self._opened_store(text), self._namespace, details)
         if transport == "dir":
             return DirectorySink(details)
         path, name = split_name(details)
         if transport == "docker-archive":
             return DockerArchiveSink(path, name)
-        return (LayoutSink if transport == "oci" else ArchiveSink)(path, name, _full_name(name))
+        if transport == "oci":
+            return LayoutSink(Layout(path, create=True), name, whole_name(name))
+        return ArchiveSink(path, name, whole_name(name))
 
-
-def _full_name(name: str) -> str:
-    """The whole reference that a name in a layout stands for; nothing for a mere tag."""
-    if "/" not in name and ":" not in name:
-        return ""
-    try:
-        return str(Reference.parse(name))
-    except SampanError:
-        return ""
-
-
-class _Copy:
-    """One image's way from a source to a sink."""
-
-    def __init__(self, source: Source, sink: Sink, reporter: Reporter, form: Form | None) -> None:
-        self._source = source
-        self._sink = sink
-        self._reporter = reporter
-        self._form = form
-        #: Documents that were copied, and what they became: an index may list one again and again.
-        self._done: dict[str, Descriptor] = {}
-
-    def document(self, descriptor: Descriptor, platform: Platform | None, depth: int) -> Descriptor:
-        """Copy a manifest or index after all that it speaks of; returns what was written: one platform's, if chosen."""
-        if descriptor.digest in self._done:
-            return self._done[descriptor.digest]
-        if depth > _DEPTH_LIMIT:
-            raise Corrupt(f"indexes are nested more than {_DEPTH_LIMIT} deep")
-        data = b"".join(checked(descriptor, iter([self._source.document(descriptor)])))
-        document = decode_manifest(data, descriptor.media_type)
-        children: dict[str, Descriptor] = {}
-        if isinstance(document, Index):
-            if platform is not None:
-                return self.document(select_platform(document, platform), platform, depth + 1)
-            children = {child.digest: self.document(child, None, depth + 1) for child in document.manifests}
-        else:
-            for blob in {part.digest: part for part in (*document.layers, document.config)}.values():
-                if blob.media_type not in FOREIGN_LAYER_TYPES:
-                    self._blob(blob)
-        written = descriptor
-        if self._form and not has_form(descriptor, document, self._form):
-            written, data = converted(document, self._form, children)
-        self._sink.put_document(written, data)
-        self._done[descriptor.digest] = written
-        return written
-
-    def _blob(self, blob: Descriptor) -> None:
-        if self._sink.has(blob):
-            self._reporter.tell("exists", digest=blob.digest, offset=blob.size, total=blob.size)
-            return
-        self._sink.put_blob(blob, checked(blob, self._source.blob(blob)))
-        self._reporter.tell("downloaded", digest=blob.digest, offset=blob.size, total=blob.size)
-
-
-def checked(descriptor: Descriptor, data: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes; raises at the end, or as soon as they are too many, if they are not what was promised."""
-    algorithm, expected = check_digest(descriptor.digest)
-    found, size = hashlib.new(algorithm), 0
-    for chunk in data:
-        size += len(chunk)
-        if size > descriptor.size:
-            raise Corrupt(f"content {descriptor.digest}: more than the {descriptor.size} bytes promised")
-        found.update(chunk)
-        yield chunk
-    if size != descriptor.size or found.hexdigest() != expected:
-        raise Corrupt(f"content {descriptor.digest}: the {size} bytes that came have digest {found.hexdigest()}")
+    def remote_sink(self, text: str, credentials: Credentials | None, chunk: int = CHUNK) -> RemoteSink:
+        return RemoteSink(
+            text, self.resolver, self.reporter, credentials, store=self._store, stop=self.stop, chunk=chunk
+        )

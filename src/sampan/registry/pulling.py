@@ -7,32 +7,30 @@ name, and what it fetched is kept only for the next attempt (by the lease) or co
 
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import contextmanager
+from functools import partial
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 
 from sampan.errors import Corrupt, SampanError
+from sampan.image.model import Image, ImageIndex, at
 from sampan.image.reference import Reference
+from sampan.image.writing import side_by_side
 from sampan.registry.blobs import Downloader, LocalFailure, Opened
 from sampan.registry.credentials import Credentials
+from sampan.registry.origins import remember_origin
 from sampan.registry.progress import Callback, Reporter
 from sampan.registry.repository import Repository
 from sampan.registry.resolver import Resolver
-from sampan.registry.transport import Cancelled
 from sampan.spec.image import (
     CONFIG_LIMIT,
     CONFIG_TYPES,
     FOREIGN_LAYER_TYPES,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
     Descriptor,
-    ImageConfig,
-    Index,
-    Manifest,
     Platform,
-    decode_config,
-    decode_manifest,
-    select_platform,
 )
 
 if TYPE_CHECKING:
@@ -44,11 +42,6 @@ if TYPE_CHECKING:
 
 #: What an interrupted pull fetched is kept this long for the next attempt.
 _LEASE_SECONDS = 24 * 3600
-#: An index in an index is allowed by the specification; one in that is a loop or a bad joke.
-_DEPTH_LIMIT = 3
-#: containerd's label: which repositories of a registry have a blob, for cross-repository mounts at a push.
-SOURCE_LABEL = "containerd.io/distribution.source."
-_SOURCES_LIMIT = 8
 
 
 class Pulled(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,9 +146,33 @@ def pull(
     return pulled
 
 
-class _Found(NamedTuple):
-    descriptor: Descriptor
-    manifest: Manifest
+class _Fetched:
+    """A repository as a source of blobs (:class:`sampan.image.model.Blobs`) that stores each one that is read."""
+
+    def __init__(self, store: "Store", repository: Repository, lease: "Lease", downloader: Downloader) -> None:
+        self._content = store.content
+        self._repository = repository
+        self._lease = lease
+        self._downloader = downloader
+
+    def read(self, target: Descriptor) -> bytes:
+        """See :class:`~sampan.image.model.Blobs`."""
+        if target.media_type not in MANIFEST_TYPES | INDEX_TYPES:
+            if target.size > CONFIG_LIMIT:
+                raise Corrupt(f"image config {target.digest}: says {target.size} bytes, too many")
+            self._downloader.fetch(target)
+            return self._content.read(target.digest, CONFIG_LIMIT)
+        self._lease.add_content(target.digest)
+        if self._content.exists(target.digest):
+            return self._content.read(target.digest)
+        data = self._repository.manifest(target)
+        self._content.put(data, target.media_type, lease=self._lease)
+        return data
+
+    def open(self, target: Descriptor) -> IO[bytes]:
+        """See :class:`~sampan.image.model.Blobs`."""
+        self._downloader.fetch(target)
+        return self._content.open(target.digest)
 
 
 class _Pull:
@@ -188,112 +205,53 @@ class _Pull:
         labels: Mapping[str, str] | None,
     ) -> Pulled:
         with _flights.alone(f"{self._store.root} {target.digest} {platform}"):
-            found = self._find_manifest(target, platform)
-            manifest = found.manifest
-            snapshot = self._content(manifest, unpack=unpack)
-            blobs = _distinct((manifest.config, *manifest.layers))
+            found = at(_Fetched(self._store, self._repository, self._lease, self._downloader), target)
+            image = found.select(platform) if isinstance(found, ImageIndex) else found
+            snapshot = self._content(image, unpack=unpack)
+            blobs = _distinct((image.manifest.config, *image.manifest.layers))
             with self._store.transaction():
-                remember_source(self._store, self._repository.reference, blobs)
+                remember_origin(self._store, self._repository.reference, blobs)
                 self._store.images(self._namespace).put(name, target, labels)
         return Pulled(
             name=name,
             target=target,
-            manifest=found.descriptor,
-            config=manifest.config.digest,
+            manifest=image.descriptor,
+            config=image.id,
             snapshot=snapshot,
             size=sum(blob.size for blob in blobs),
         )
 
-    def _find_manifest(self, target: Descriptor, platform: Platform | None) -> _Found:
-        """Follow indexes to the platform's manifest, storing each document on the way."""
-        descriptor = target
-        for _ in range(_DEPTH_LIMIT):
-            document = decode_manifest(self._document(descriptor), descriptor.media_type)
-            if not isinstance(document, Index):
-                return _Found(descriptor, document)
-            descriptor = select_platform(document, platform)
-        raise Corrupt(f"{self._repository.reference}: indexes are nested more than {_DEPTH_LIMIT} deep")
-
-    def _document(self, descriptor: Descriptor) -> bytes:
-        content = self._store.content
-        self._lease.add_content(descriptor.digest)
-        if content.exists(descriptor.digest):
-            return content.read(descriptor.digest)
-        data = self._repository.manifest(descriptor)
-        content.put(data, descriptor.media_type, lease=self._lease)
-        return data
-
-    def _content(self, manifest: Manifest, *, unpack: bool) -> str:
+    def _content(self, image: Image, *, unpack: bool) -> str:
         """Fetch configuration and layers, and unpack them where they are an image's; the snapshot's name."""
-        layers = _distinct(manifest.layers)
+        config, layers = image.manifest.config, _distinct(image.manifest.layers)
         for layer in layers:
             if layer.media_type in FOREIGN_LAYER_TYPES:
                 raise Corrupt(f"layer {layer.digest}: {layer.media_type}: foreign layers are not in the registry")
-        if manifest.config.media_type not in CONFIG_TYPES or not unpack:
-            self._download([*layers, *([manifest.config] if manifest.config.size else [])])
-            return ""
-        if manifest.config.size > CONFIG_LIMIT:
-            raise Corrupt(f"image config {manifest.config.digest}: says {manifest.config.size} bytes, too many")
-        self._downloader.fetch(manifest.config)
-        config = decode_config(self._store.content.read(manifest.config.digest, CONFIG_LIMIT))
-        return self._unpack(manifest, layers, config)
+        if config.media_type in CONFIG_TYPES and unpack:
+            return self._unpack(image, layers)
+        self._download([*layers, *([config] if config.size else [])])
+        return ""
 
-    def _unpack(self, manifest: Manifest, layers: Sequence[Descriptor], config: ImageConfig) -> str:
+    def _unpack(self, image: Image, layers: Sequence[Descriptor]) -> str:
         from sampan.storage.unpack import Unpacker, snapshot_name, unpacked
 
-        if unpacked(self._store, config):
+        if unpacked(self._store, image.config):
             self._download(layers)
-            name = snapshot_name(config)
+            name = snapshot_name(image.config)
             self._lease.add_snapshot(name)
             return name
-        with Unpacker(self._store, config, manifest.layers, lease=self._lease, launch=self._launch) as unpacker:
+        listed = image.manifest.layers
+        with Unpacker(self._store, image.config, listed, lease=self._lease, launch=self._launch) as unpacker:
             self._download(layers, unpacker.follow)
-            self._reporter.tell("unpacking", digest=manifest.config.digest)
+            self._reporter.tell("unpacking", digest=image.id)
             name = unpacker.finish()
-        self._reporter.tell("unpacked", digest=manifest.config.digest)
+        self._reporter.tell("unpacked", digest=image.id)
         return name
 
     def _download(self, blobs: Sequence[Descriptor], opened: Opened | None = None) -> None:
         """Fetch blobs side by side; the first that fails stops the others."""
-        if not blobs:
-            return
-        stop = self._repository.stop
-        failure: BaseException | None = None
-        with (
-            ThreadPoolExecutor(min(self._parallel, len(blobs)), thread_name_prefix="pull") as pool,
-            ExitStack() as stack,
-        ):
-            # An interrupt of this thread must stop the others too, or leaving the pool would wait for them.
-            stack.callback(_stop_unless_done, stop, futures := [pool.submit(self._one, b, opened) for b in blobs])
-            for future in futures:
-                error = future.exception()
-                if error and (failure is None or isinstance(failure, Cancelled)):
-                    failure = error
-        if failure:
-            raise failure
-
-    def _one(self, blob: Descriptor, opened: Opened | None) -> None:
-        try:
-            self._downloader.fetch(blob, opened)
-        except BaseException:
-            self._repository.stop.set()
-            raise
-
-
-def remember_source(store: "Store", reference: Reference, blobs: Sequence[Descriptor]) -> None:
-    """Note on blobs that a repository has them."""
-    key = SOURCE_LABEL + reference.domain
-    for blob in blobs:
-        if not store.content.exists(blob.digest):
-            continue
-        known = [path for path in store.content.info(blob.digest).labels.get(key, "").split(",") if path]
-        if reference.path not in known:
-            store.content.label(blob.digest, {key: ",".join([reference.path, *known][:_SOURCES_LIMIT])})
-
-
-def _stop_unless_done(stop: threading.Event, futures: Sequence[Future[None]]) -> None:
-    if not all(future.done() for future in futures):
-        stop.set()
+        jobs = [partial(self._downloader.fetch, blob, opened) for blob in blobs]
+        side_by_side(jobs, self._parallel, self._repository.stop)
 
 
 def _distinct(blobs: Sequence[Descriptor]) -> list[Descriptor]:

@@ -1,4 +1,4 @@
-"""Images into and out of the store: `save` and `load`, and the store as a source of :mod:`sampan.image.model`.
+"""Images into and out of the store: `save` and `load`, and the store as a source and sink of :mod:`sampan.image`.
 
 An archive is read in one pass, from a pipe if need be and through gzip or zstd: each member becomes a blob under a
 lease; what its index leads to is kept, the rest is garbage. Read are OCI archives (image-layout.md in a tar) and
@@ -6,29 +6,28 @@ Docker's (``manifest.json`` and layers); written is one that is both, as Docker 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
 import msgspec
 
-from sampan.errors import Corrupt, Exhausted, InvalidInput, NotFound, Unsupported
+from sampan.errors import AlreadyExists, Corrupt, Exhausted, InvalidInput, NotFound, Unsupported
+from sampan.image import docker as docker_form
 from sampan.image import tar
 from sampan.image.decompress import bounded
-from sampan.image.layout import REF_NAME
+from sampan.image.layout import FULL_NAME, MARKER, NAME, VERSION, blob_path, whole_name
 from sampan.image.model import Image, ImageIndex, at
 from sampan.image.pack import Writer as TarWriter
 from sampan.image.reference import Reference
 from sampan.image.tar import Entry, Reader, show
+from sampan.image.writing import gather, write
 from sampan.spec import image as spec
 from sampan.spec.image import Descriptor, Index, decode_as
 from sampan.storage.records import Lease
 from sampan.storage.store import Store
 
-#: What Docker and containerd call an image in an OCI archive's index, with its full name.
-_FULL_NAME = "io.containerd.image.name"
 _MEMBERS = 100_000
-_CHUNK = 1 << 20
 
 
 class StoreBlobs:
@@ -53,51 +52,62 @@ def image(store: Store, target: Descriptor) -> Image | ImageIndex:
 
 def put_image(store: Store, value: Image | ImageIndex, lease: Lease | None = None) -> Descriptor:
     """Write an image, or an index with what its source has of it, into the store; it gets no name."""
-    if isinstance(value, ImageIndex):
-        for child in value.children():
-            try:
-                put_image(store, child, lease)
-            except NotFound:
-                continue  # a platform that its source has not
-    else:
-        for layer in value.layers:
-            if not layer.foreign:
-                _put(store, layer.descriptor, layer.compressed(), lease)
-        _put(store, value.manifest.config, [value.raw_config], lease)
-    _put(store, value.descriptor, [value.blobs.read(value.descriptor)], lease)
-    return value.descriptor
+    return write(value, StoreSink(store, lease), whole=False)
 
 
-def _put(store: Store, target: Descriptor, pieces: Iterable[bytes], lease: Lease | None) -> None:
-    if lease is not None:
-        lease.add_content(target.digest)
-    if store.content.exists(target.digest):
-        return
-    with store.content.writer(target, lease=lease, resume=False) as writer:
-        for piece in pieces:
-            writer.write(piece)
-        writer.commit()
+class StoreSink:
+    """The store as a sink; what is written gets no name.
+
+    Args:
+        store: The store.
+        lease: Keeps what is written.
+    """
+
+    def __init__(self, store: Store, lease: Lease | None = None) -> None:
+        self._content = store.content
+        self._lease = lease
+
+    def has(self, target: Descriptor) -> bool:
+        """See :class:`~sampan.image.writing.Sink`."""
+        if self._lease is not None:
+            self._lease.add_content(target.digest)
+        return self._content.exists(target.digest)
+
+    def put_blob(self, target: Descriptor, pieces: Iterator[bytes]) -> str:
+        """See :class:`~sampan.image.writing.Sink`."""
+        try:
+            writer = self._content.writer(target, lease=self._lease, resume=False)
+        except AlreadyExists:
+            return "exists"
+        with writer:
+            for piece in pieces:
+                writer.write(piece)
+            writer.commit()
+        return "copied"
+
+    def put_document(self, target: Descriptor, data: bytes) -> None:
+        """See :class:`~sampan.image.writing.Sink`."""
+        self._content.put(data, target.media_type, lease=self._lease)
+
+    def finish(self, target: Descriptor, data: bytes) -> None:
+        """See :class:`~sampan.image.writing.Sink`."""
+        self.put_document(target, data)
+
+    def close(self) -> None:
+        """See :class:`~sampan.image.writing.Sink`."""
 
 
 # ------------------------------------------------------------------ save
 
 
-class _DockerImage(msgspec.Struct, rename="pascal"):
-    """An item of ``manifest.json``."""
-
-    config: str
-    layers: tuple[str, ...]
-    repo_tags: tuple[str, ...] | None = None
-
-
-def save(store: Store, namespace: str, names: Sequence[str], write: Callable[[bytes], object]) -> None:
+def save(store: Store, namespace: str, names: Sequence[str], put: Callable[[bytes], object]) -> None:
     """Write images as an archive that OCI's and Docker's tools read.
 
     Args:
         store: Where they are.
         namespace: Of the names.
         names: Canonical image names.
-        write: Takes the archive's bytes.
+        put: Takes the archive's bytes.
 
     Raises:
         NotFound: There is no such image, or it is not complete.
@@ -106,20 +116,23 @@ def save(store: Store, namespace: str, names: Sequence[str], write: Callable[[by
         raise InvalidInput("is empty", field="names")
     entries = [store.images(namespace).get(name) for name in names]
     blobs: dict[str, Descriptor] = {}
-    docker: dict[str, _DockerImage] = {}
+    docker: dict[str, docker_form.Entry] = {}
     for entry in entries:
-        _gather(image(store, entry.target), blobs)
-        _add_docker(docker, image(store, entry.target), entry.name)
+        value = image(store, entry.target)
+        parts = gather(value, whole=False)
+        blobs |= {digest: target for digest, (_, target) in parts.blobs.items()}
+        blobs |= {digest: document.descriptor for digest, document in parts.documents.items()}
+        _add_docker(docker, value, entry.name)
     index = Index(
         schema_version=2,
         media_type=spec.MT_OCI_INDEX,
         manifests=tuple(_named(entry.target, entry.name) for entry in entries),
     )
-    archive = TarWriter(write)
-    archive.file("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+    archive = TarWriter(put)
+    archive.file(MARKER, VERSION)
     for digest, target in blobs.items():
         member = Entry()
-        member.name, member.mode, member.size = _blob_path(digest).encode(), 0o644, target.size
+        member.name, member.mode, member.size = blob_path(digest).encode(), 0o644, target.size
         with store.content.reader(digest, target.size) as reader:
             archive.member(member, reader.chunks())
     archive.file("index.json", spec.encode(index))
@@ -127,36 +140,13 @@ def save(store: Store, namespace: str, names: Sequence[str], write: Callable[[by
     archive.close()
 
 
-def _gather(value: Image | ImageIndex, blobs: dict[str, Descriptor]) -> None:
-    """Every blob of an image; of an index, of those of its images that are complete."""
-    if value.digest in blobs:
-        return  # an index may list one again and again
-    below: list[Descriptor] = []
-    if isinstance(value, ImageIndex):
-        found = 0
-        for child in value.children():
-            try:
-                _gather(child, blobs)
-            except NotFound:
-                continue
-            found += 1
-        if not found:
-            raise NotFound(f"image {value.digest}: none of its platforms is in the store")
-    else:
-        parts = (value.manifest.config, *value.manifest.layers)
-        below = [part for part in parts if part.media_type not in spec.FOREIGN_LAYER_TYPES]
-        for part in below:
-            value.blobs.open(part).close()
-    blobs.update((part.digest, part) for part in (*below, value.descriptor))
-
-
 def _named(target: Descriptor, name: str) -> Descriptor:
     reference = Reference.parse(name, default_tag="")
-    annotations = {**target.annotations, _FULL_NAME: name, REF_NAME: reference.tag or name}
+    annotations = {**target.annotations, FULL_NAME: name, NAME: reference.tag or name}
     return msgspec.structs.replace(target, annotations=annotations)
 
 
-def _add_docker(docker: dict[str, _DockerImage], value: Image | ImageIndex, name: str) -> None:
+def _add_docker(docker: dict[str, docker_form.Entry], value: Image | ImageIndex, name: str) -> None:
     try:
         chosen = value.select() if isinstance(value, ImageIndex) else value
         config, layers = chosen.manifest.config.digest, chosen.manifest.layers
@@ -165,15 +155,11 @@ def _add_docker(docker: dict[str, _DockerImage], value: Image | ImageIndex, name
     reference = Reference.parse(name, default_tag="")
     tags = (reference.familiar,) if reference.tag and not reference.digest else ()
     known = docker.get(config)
-    docker[config] = _DockerImage(
-        config=_blob_path(config),
-        layers=tuple(_blob_path(layer.digest) for layer in layers),
+    docker[config] = docker_form.Entry(
+        config=blob_path(config),
+        layers=tuple(blob_path(layer.digest) for layer in layers),
         repo_tags=(*(known.repo_tags or () if known else ()), *tags),
     )
-
-
-def _blob_path(digest: str) -> str:
-    return "blobs/" + digest.replace(":", "/", 1)
 
 
 # ------------------------------------------------------------------ load
@@ -274,26 +260,16 @@ def _from_layout(store: Store, archive: _Archive) -> list[Loaded]:
     index = decode_as(store.content.read(archive.get("index.json")), Index, "index.json")
     loaded = []
     for target in index.manifests:
-        name = target.annotations.get(_FULL_NAME) or target.annotations.get(REF_NAME, "")
+        name = target.annotations.get(FULL_NAME) or target.annotations.get(NAME, "")
         plain = msgspec.structs.replace(target, annotations={})
-        loaded.append(Loaded(_full_name(name), plain))
+        loaded.append(Loaded(whole_name(name), plain))
     if not loaded:
         raise Corrupt("image archive: its index.json lists nothing")
     return loaded
 
 
-def _full_name(name: str) -> str:
-    """An annotation as a name: only if it is one with a repository, for a tag alone names nothing."""
-    if "/" not in name and ":" not in name:
-        return ""
-    try:
-        return str(Reference.parse(name))
-    except InvalidInput:
-        return ""
-
-
 def _from_docker(store: Store, archive: _Archive, lease: Lease) -> list[Loaded]:
-    items = decode_as(store.content.read(archive.get("manifest.json")), tuple[_DockerImage, ...], "manifest.json")
+    items = decode_as(store.content.read(archive.get("manifest.json")), tuple[docker_form.Entry, ...], "manifest.json")
     loaded: list[Loaded] = []
     for item in items:
         config = msgspec.structs.replace(archive.get(item.config), media_type=spec.MT_DOCKER_CONFIG)
@@ -310,16 +286,13 @@ def _from_docker(store: Store, archive: _Archive, lease: Lease) -> list[Loaded]:
 
 def _layer_type(store: Store, layer: Descriptor) -> str:
     with store.content.open(layer.digest) as file:
-        first = file.read(4)
-    if first.startswith(b"\x1f\x8b"):
-        return spec.MT_DOCKER_LAYER_GZIP
-    return spec.MT_DOCKER_LAYER_ZSTD if first == b"\x28\xb5\x2f\xfd" else spec.MT_DOCKER_LAYER
+        return docker_form.layer_type(file.read(4))
 
 
 def _check_complete(value: Image | ImageIndex) -> None:
     """See that what will be named is there and makes sense."""
     try:
-        _gather(value, {})
+        gather(value, whole=False)
         if isinstance(value, Image) and value.manifest.config.media_type in spec.CONFIG_TYPES:
             _ = value.layers
     except NotFound as error:

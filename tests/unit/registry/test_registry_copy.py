@@ -13,9 +13,9 @@ import pytest
 
 from registry_peers import Fault, FaultRegistry, Image, make_image, make_index, noise_image
 from sampan.errors import Corrupt, InvalidInput, NotFound, SampanError, Unavailable, WrongState
-from sampan.image import layout, model
+from sampan.image import layout, model, mutate, validate
 from sampan.image.layout import Layout
-from sampan.registry import Event, Limits, Resolver, copy, open_image
+from sampan.registry import Event, Limits, Resolver, copy, open_image, write_image
 from sampan.spec.image import Platform, decode_manifest
 from sampan.storage.store import Store
 
@@ -96,16 +96,20 @@ def test_an_image_anywhere_is_a_value(places: Places, image: Image, kind: str) -
         assert isinstance(found, model.Image)
         if kind != "docker-archive":  # which has no manifests
             assert found.digest == copied
-        assert model.validate(found) == []
+        assert validate.faults(found) == []
         layer = found.layers[0]
         archive = gzip.decompress(image.blobs[image.layers[0].digest])
         assert b"".join(layer.uncompressed()) == archive
         with layer.blobs.open(layer.descriptor) as file:
             assert file.read(2) == (b"\x1f\x8b" if kind != "docker-archive" else archive[:2])
-        changed = model.append_layer(found, b"\0" * 1024)
+        changed = mutate.append_layer(found, b"\0" * 1024)
         layout.write(Layout(str(places.folder / "changed"), create=True), changed, "2")
+        write_image(changed, places("docker", "straight"), resolver=RESOLVER)
     places.copy(f"oci:{places.folder}/changed:2", places("docker", "back"))
-    assert places.registry.tree.manifest("back", "1")[0] == changed.digest
+    for name in ("back", "straight"):
+        assert places.registry.tree.manifest(name, "1")[0] == changed.digest
+    with open_image(places("docker", "straight"), resolver=RESOLVER) as found:
+        assert validate.faults(found) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

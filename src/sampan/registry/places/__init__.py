@@ -9,7 +9,7 @@ A place is written ``transport:details``, in the notation that skopeo and Podman
     dir:DIRECTORY                one image's files, as skopeo lays them out
     store:NAME                   a name in a store's namespace
 
-A new source is four methods, a new sink five; :mod:`sampan.registry.copying` does the rest: it checks every digest,
-sends blobs before what speaks of them, and names the image last. A source is a value of the API, too:
-:func:`sampan.registry.open_image`.
+A new source is three methods, a new sink five: a source gives an image as a value (:mod:`sampan.image.model`), and
+:mod:`sampan.image.writing` brings a value to a sink: it checks every digest, sends blobs before what speaks of them,
+and names the image last. :mod:`sampan.registry.copying` puts both together.
 """

@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterator
 
 from sampan.errors import NotFound, WrongState
-from sampan.registry.places.files import blob_chunks, read_small, write_file
+from sampan.image.files import blob_chunks, read_small, write_file
+from sampan.registry.places.interface import Source
 from sampan.spec.image import (
     MANIFEST_LIMIT,
     MT_OCI_INDEX,
@@ -19,7 +20,7 @@ from sampan.spec.image import (
 _VERSION = b"Directory Transport Version: 1.1\n"
 
 
-class DirectorySource:
+class DirectorySource(Source):
     """Reads such a directory."""
 
     def __init__(self, folder: str) -> None:
@@ -44,39 +45,32 @@ class DirectorySource:
         """See :class:`~sampan.registry.places.interface.Source`."""
         return blob_chunks(os.path.join(self._folder, check_digest(descriptor.digest)[1]))
 
-    def close(self) -> None:
-        """See :class:`~sampan.registry.places.interface.Source`."""
-
 
 class DirectorySink:
     """Writes such a directory, which must be new, empty, or such a one."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._documents: dict[str, bytes] = {}
         if os.path.isdir(folder) and os.listdir(folder) and not os.path.exists(os.path.join(folder, "version")):
             raise WrongState(f"{folder}: is neither empty nor of this form")
         write_file(os.path.join(folder, "version"), [_VERSION])
 
     def has(self, descriptor: Descriptor) -> bool:
-        """See :class:`~sampan.registry.places.interface.Sink`."""
+        """See :class:`~sampan.image.writing.Sink`."""
         return os.path.exists(os.path.join(self._folder, check_digest(descriptor.digest)[1]))
 
-    def put_blob(self, descriptor: Descriptor, data: Iterator[bytes]) -> None:
-        """See :class:`~sampan.registry.places.interface.Sink`."""
-        write_file(os.path.join(self._folder, check_digest(descriptor.digest)[1]), data)
+    def put_blob(self, descriptor: Descriptor, pieces: Iterator[bytes]) -> str:
+        """See :class:`~sampan.image.writing.Sink`."""
+        write_file(os.path.join(self._folder, check_digest(descriptor.digest)[1]), pieces)
+        return "copied"
 
     def put_document(self, descriptor: Descriptor, data: bytes) -> None:
-        """See :class:`~sampan.registry.places.interface.Sink`."""
-        self._documents[descriptor.digest] = data
+        """See :class:`~sampan.image.writing.Sink`."""
+        write_file(os.path.join(self._folder, f"{check_digest(descriptor.digest)[1]}.manifest.json"), [data])
 
-    def finish(self, target: Descriptor) -> None:
-        """See :class:`~sampan.registry.places.interface.Sink`."""
-        for digest, data in self._documents.items():
-            if digest != target.digest:
-                name = f"{check_digest(digest)[1]}.manifest.json"
-                write_file(os.path.join(self._folder, name), [data])
-        write_file(os.path.join(self._folder, "manifest.json"), [self._documents[target.digest]])
+    def finish(self, descriptor: Descriptor, data: bytes) -> None:  # noqa: ARG002 - a sink gets both
+        """See :class:`~sampan.image.writing.Sink`."""
+        write_file(os.path.join(self._folder, "manifest.json"), [data])
 
     def close(self) -> None:
-        """See :class:`~sampan.registry.places.interface.Sink`."""
+        """See :class:`~sampan.image.writing.Sink`."""

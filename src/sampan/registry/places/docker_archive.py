@@ -14,16 +14,16 @@ import msgspec
 
 from sampan.errors import Corrupt, InvalidInput, NotFound, StageFailed, Unsupported
 from sampan.image.decompress import bounded
+from sampan.image.docker import Entry, layer_type
+from sampan.image.files import Archive, write_file
 from sampan.image.reference import Reference
-from sampan.registry.places.files import Archive, write_file
+from sampan.registry.places.interface import Source
 from sampan.registry.places.layout import pack
 from sampan.spec.image import (
     CONFIG_LIMIT,
     LAYER_TYPES,
     MANIFEST_LIMIT,
     MT_DOCKER_CONFIG,
-    MT_DOCKER_LAYER,
-    MT_DOCKER_LAYER_GZIP,
     MT_DOCKER_MANIFEST,
     Descriptor,
     Index,
@@ -36,52 +36,24 @@ from sampan.spec.image import (
 )
 
 
-class Entry(msgspec.Struct, frozen=True, rename="pascal"):
-    """An image in ``manifest.json``."""
-
-    config: str
-    layers: tuple[str, ...]
-    repo_tags: tuple[str, ...] | None = None
-
-
-class DockerArchiveSource:
+class DockerArchiveSource(Source):
     """An image in an archive of docker save's.
 
     Args:
         file: The archive.
         name: Which image; empty for the only one.
-        number: Which image by its place, instead.
     """
 
-    def __init__(self, file: str, name: str = "", *, number: int = -1) -> None:
+    def __init__(self, file: str, name: str = "") -> None:
         self._archive = Archive(file)
         self._paths: dict[str, str] = {}
         try:
-            entries = self.entries()
-            self._entry = entries[number] if number >= 0 else _choose(entries, name, file)
+            data = self._archive.read("manifest.json", MANIFEST_LIMIT)
+            self._entry = _choose(decode_as(data, list[Entry], f"{file}: manifest.json"), name, file)
             self._manifest = self._make_manifest()
         except BaseException:
             self._archive.close()
             raise
-
-    @classmethod
-    def count(cls, file: str) -> int:
-        """How many images an archive has."""
-        archive = Archive(file)
-        try:
-            data = archive.read("manifest.json", MANIFEST_LIMIT)
-            return len(decode_as(data, list[Entry], f"{file}: manifest.json"))
-        finally:
-            archive.close()
-
-    def names(self) -> list[str]:
-        """Whole names of the image."""
-        return [str(Reference.parse(tag)) for tag in self._entry.repo_tags or ()]
-
-    def entries(self) -> list[Entry]:
-        """Images in the archive."""
-        data = self._archive.read("manifest.json", MANIFEST_LIMIT)
-        return decode_as(data, list[Entry], f"{self._archive.name}: manifest.json")
 
     def _make_manifest(self) -> bytes:
         data = self._archive.read(self._entry.config, CONFIG_LIMIT)
@@ -95,12 +67,11 @@ class DockerArchiveSource:
     def _describe(self, path: str) -> Descriptor:
         digest, first = hashlib.sha256(), b""
         for chunk in self._archive.chunks(path):
-            first = first or chunk[:2]
+            first = first or chunk[:4]
             digest.update(chunk)
-        media_type = MT_DOCKER_LAYER_GZIP if first == b"\x1f\x8b" else MT_DOCKER_LAYER
         name = f"sha256:{digest.hexdigest()}"
         self._paths[name] = path
-        return Descriptor(media_type=media_type, digest=name, size=self._archive.size(path))
+        return Descriptor(media_type=layer_type(first), digest=name, size=self._archive.size(path))
 
     def target(self) -> Descriptor:
         """See :class:`~sampan.registry.places.interface.Source`."""
@@ -145,51 +116,39 @@ class DockerArchiveSink:
     def __init__(self, file: str, name: str = "") -> None:
         self._file = os.path.abspath(file)
         self._name = Reference.parse(name).familiar if name else ""
-        self._manifests: dict[str, Manifest] = {}
-        self._entries: list[Entry] = []
         try:
             self._work = tempfile.mkdtemp(prefix=f".{os.path.basename(file)}.", dir=os.path.dirname(self._file))
         except OSError as error:
             raise StageFailed("write archive", error, path=file) from error
 
     def has(self, descriptor: Descriptor) -> bool:
-        """See :class:`~sampan.registry.places.interface.Sink`."""
+        """See :class:`~sampan.image.writing.Sink`."""
         return os.path.exists(self._blob(descriptor.digest))
 
     def _blob(self, digest: str) -> str:
         return os.path.join(self._work, "blobs", digest.replace(":", "-"))
 
-    def put_blob(self, descriptor: Descriptor, data: Iterator[bytes]) -> None:
-        """See :class:`~sampan.registry.places.interface.Sink`."""
-        write_file(self._blob(descriptor.digest), data)
+    def put_blob(self, descriptor: Descriptor, pieces: Iterator[bytes]) -> str:
+        """See :class:`~sampan.image.writing.Sink`."""
+        write_file(self._blob(descriptor.digest), pieces)
+        return "copied"
 
-    def put_document(self, descriptor: Descriptor, data: bytes) -> None:
-        """See :class:`~sampan.registry.places.interface.Sink`."""
-        document = decode_manifest(data, descriptor.media_type)
-        if isinstance(document, Index):
+    def put_document(self, descriptor: Descriptor, data: bytes) -> None:  # noqa: ARG002 - a sink gets both
+        """See :class:`~sampan.image.writing.Sink`; it comes for an index's images only."""
+        raise Unsupported("a docker archive has no place for an index", hint="choose a platform")
+
+    def finish(self, descriptor: Descriptor, data: bytes) -> None:
+        """See :class:`~sampan.image.writing.Sink`."""
+        manifest = decode_manifest(data, descriptor.media_type)
+        if isinstance(manifest, Index):
             raise Unsupported("a docker archive has no place for an index", hint="choose a platform")
-        self._manifests[descriptor.digest] = document
-
-    def finish(self, target: Descriptor) -> None:
-        """See :class:`~sampan.registry.places.interface.Sink`."""
-        self.add(target, self._name)
-        self.write()
-
-    def add(self, target: Descriptor, name: str) -> None:
-        """Take in an image whose parts were all put; :meth:`write` follows the last one."""
-        manifest = self._manifests[target.digest]
         tree = os.path.join(self._work, "tree")
-        os.makedirs(tree, exist_ok=True)
+        os.makedirs(tree)
         config = f"{manifest.config.digest.partition(':')[2]}.json"
-        if not os.path.exists(os.path.join(tree, config)):
-            os.link(self._blob(manifest.config.digest), os.path.join(tree, config))
+        os.link(self._blob(manifest.config.digest), os.path.join(tree, config))
         layers = tuple(self._expand(layer, tree) for layer in manifest.layers)
-        self._entries.append(Entry(config=config, repo_tags=(name,) if name else None, layers=layers))
-
-    def write(self) -> None:
-        """Write the archive with all images taken in."""
-        tree = os.path.join(self._work, "tree")
-        write_file(os.path.join(tree, "manifest.json"), [msgspec.json.encode(self._entries)])
+        entry = Entry(config=config, repo_tags=(self._name,) if self._name else None, layers=layers)
+        write_file(os.path.join(tree, "manifest.json"), [msgspec.json.encode([entry])])
         pack(tree, os.path.join(self._work, "tar"))
         os.rename(os.path.join(self._work, "tar"), self._file)
 
@@ -204,5 +163,5 @@ class DockerArchiveSink:
         return name
 
     def close(self) -> None:
-        """See :class:`~sampan.registry.places.interface.Sink`."""
+        """See :class:`~sampan.image.writing.Sink`."""
         shutil.rmtree(self._work, ignore_errors=True)

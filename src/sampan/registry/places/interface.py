@@ -1,41 +1,72 @@
-"""What a source and a sink of images are."""
+"""What a source of images is; a sink is :class:`sampan.image.writing.Sink`."""
 
-from collections.abc import Iterator
-from typing import Protocol
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from typing import IO
 
-from sampan.spec.image import Descriptor
+from sampan.errors import Corrupt
+from sampan.image.model import Image, ImageIndex, at, checked
+from sampan.spec.image import CONFIG_LIMIT, INDEX_TYPES, MANIFEST_TYPES, Descriptor
 
 
-class Source(Protocol):
-    """An image to be read."""
+class Source(ABC):
+    """An image to be read: a source of blobs (:class:`sampan.image.model.Blobs`) that knows what its name leads to."""
 
+    @abstractmethod
     def target(self) -> Descriptor:
         """What the image's name leads to: an index or a manifest."""
 
-    def document(self, descriptor: Descriptor) -> bytes:
-        """A manifest's or index's bytes; the caller checks them."""
+    @abstractmethod
+    def document(self, target: Descriptor) -> bytes:
+        """A manifest's or index's bytes, unchecked."""
 
-    def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
-        """A blob's bytes; the caller checks them, and reads them to the end or closes the iterator."""
+    @abstractmethod
+    def blob(self, target: Descriptor) -> Iterator[bytes]:
+        """A blob's bytes, unchecked; who asks reads them to the end or closes the iterator."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing open
         """Let go of what was opened."""
 
+    def image(self) -> Image | ImageIndex:
+        """The image; good until the source is closed."""
+        return at(self, self.target())
 
-class Sink(Protocol):
-    """A place for an image. Nothing is visible under the image's name before :meth:`finish`."""
+    def read(self, target: Descriptor) -> bytes:
+        """See :class:`~sampan.image.model.Blobs`."""
+        if target.media_type in MANIFEST_TYPES | INDEX_TYPES:
+            return b"".join(checked(target, [self.document(target)]))
+        if target.size > CONFIG_LIMIT:
+            raise Corrupt(f"content {target.digest}: says {target.size} bytes, more than the {CONFIG_LIMIT} to be read")
+        return b"".join(checked(target, self.blob(target)))
 
-    def has(self, descriptor: Descriptor) -> bool:
-        """Whether a blob is there already."""
+    def open(self, target: Descriptor) -> IO[bytes]:
+        """See :class:`~sampan.image.model.Blobs`."""
+        return io.BufferedReader(_Pieces(self.blob(target)))
 
-    def put_blob(self, descriptor: Descriptor, data: Iterator[bytes]) -> None:
-        """Write a blob; ``data`` raises at its end if it was not what the descriptor says."""
 
-    def put_document(self, descriptor: Descriptor, data: bytes) -> None:
-        """Write a manifest or an index, after all that it speaks of."""
+class _Pieces(io.RawIOBase):
+    """An iterator of bytes as a file."""
 
-    def finish(self, target: Descriptor) -> None:
-        """Give the image its name."""
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "memoryview | bytearray") -> int:  # type: ignore[override]
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        taken = min(len(buffer), len(self._rest))
+        buffer[:taken] = self._rest[:taken]
+        self._rest = self._rest[taken:]
+        return taken
 
     def close(self) -> None:
-        """Let go of what was opened; without :meth:`finish` before, take back what was begun."""
+        if isinstance(self._pieces, Generator):
+            self._pieces.close()  # ends what it reads from
+        super().close()

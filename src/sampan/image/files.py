@@ -1,4 +1,4 @@
-"""Files of places: read in parts, written beside and renamed; tar files read by offset."""
+"""Files that images are read from and written to: in parts, written beside and renamed; tar files read by offset."""
 
 import os
 import secrets

@@ -9,7 +9,9 @@ from typing import Literal
 
 import msgspec
 
-from sampan.errors import Unsupported
+from sampan.errors import Exhausted, Unsupported
+from sampan.image.model import Image, ImageIndex, MemoryBlobs, at
+from sampan.image.writing import DOCUMENTS_LIMIT
 from sampan.spec import image as spec
 from sampan.spec.image import Descriptor, Index, Manifest
 
@@ -31,17 +33,47 @@ _TO: dict[Form, dict[str, str]] = {
 }
 
 
-def converted(document: Manifest | Index, form: Form, children: dict[str, Descriptor]) -> tuple[Descriptor, bytes]:
-    """A document in a form, with its descriptor.
-
-    Args:
-        document: A manifest or an index.
-        form: The form.
-        children: For an index: what became of each of its manifests, by old digest.
+def in_form(value: Image | ImageIndex, form: Form) -> Image | ImageIndex:
+    """An image in a form; what has it already keeps its bytes and digest.
 
     Raises:
         Unsupported: The form has no place for something in it.
+        Exhausted: Its manifests are too large to be held.
     """
+    conversion = _Conversion(form)
+    target = conversion.document(value)
+    return at(MemoryBlobs(conversion.documents, value.blobs), target)
+
+
+class _Conversion:
+    def __init__(self, form: Form) -> None:
+        self._form = form
+        #: By digest: the documents as they are to be.
+        self.documents: dict[str, bytes] = {}
+        #: What became of each, by its old digest: an index may list one again and again.
+        self._done: dict[str, Descriptor] = {}
+        self._size = 0
+
+    def document(self, value: Image | ImageIndex) -> Descriptor:
+        """Convert a document after all that it leads to; its new descriptor."""
+        if value.digest in self._done:
+            return self._done[value.digest]
+        children: dict[str, Descriptor] = {}
+        if isinstance(value, ImageIndex):
+            children = {child.digest: self.document(child) for child in value.children()}
+        document = value.index if isinstance(value, ImageIndex) else value.manifest
+        target, data = value.descriptor, value.raw_manifest
+        if not _has_form(target, document, self._form) or any(new.digest != old for old, new in children.items()):
+            target, data = _converted(document, self._form, children)
+        self._size += len(data)
+        if self._size > DOCUMENTS_LIMIT:
+            raise Exhausted(f"image {value.digest}: its manifests are more than the {DOCUMENTS_LIMIT} bytes to be held")
+        self.documents[target.digest] = data
+        self._done[value.digest] = target
+        return target
+
+
+def _converted(document: Manifest | Index, form: Form, children: dict[str, Descriptor]) -> tuple[Descriptor, bytes]:
     if form == "docker":
         _check(document)
         document = msgspec.structs.replace(document, annotations={})
@@ -57,7 +89,7 @@ def converted(document: Manifest | Index, form: Form, children: dict[str, Descri
     return spec.describe(data, media_type), data
 
 
-def has_form(descriptor: Descriptor, document: Manifest | Index, form: Form) -> bool:
+def _has_form(descriptor: Descriptor, document: Manifest | Index, form: Form) -> bool:
     """Whether a document, and all that it speaks of, is of the form already: then its bytes and digest stay."""
     below = document.manifests if isinstance(document, Index) else (document.config, *document.layers)
     return all(one.media_type not in _TO[form] for one in (descriptor, *below))
