@@ -35,6 +35,8 @@ from sampan.spec.image import (
     Descriptor,
     describe,
 )
+from sampan.storage.mount import attach, detach
+from sampan.storage.store import Store
 
 #: bcrypt of "secret", for docker-registry's htpasswd file.
 HTPASSWD = "user:$2b$05$JFbkf1dFuqL0OAfdGPhHMO7cKOb7GkucTKHQBghOqEXO085TeRety\n"
@@ -121,6 +123,25 @@ def make_image(
 def busybox_image() -> Image:
     """busybox in one layer, something else in a second."""
     return make_image([{"bin/busybox": Path("/bin/busybox").read_bytes()}, {"etc/motd": b"ahoy\n"}])
+
+
+def check_busybox(store: Store, snapshot: str, folder: Path) -> None:
+    """See that a snapshot holds the files of :func:`busybox_image`.
+
+    Args:
+        store: The store.
+        snapshot: The snapshot's name.
+        folder: Where it may be mounted for a moment.
+    """
+    target = folder / "mnt"
+    target.mkdir(exist_ok=True)
+    attach(store.snapshots.view("look", snapshot), str(target))
+    try:
+        assert (target / "bin/busybox").read_bytes() == Path("/bin/busybox").read_bytes()
+        assert (target / "etc/motd").read_text() == "ahoy\n"
+    finally:
+        detach(str(target))
+        store.snapshots.remove("look")
 
 
 def noise_image(layers: int = 3, size: int = 300_000, seed: str = "") -> Image:

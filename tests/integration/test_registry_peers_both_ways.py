@@ -16,6 +16,7 @@ import pytest
 from registry_peers import (
     TokenServer,
     busybox_image,
+    check_busybox,
     docker_registry,
     make_certificates,
     server_context,
@@ -40,18 +41,6 @@ LIMITS = Limits(backoff=0.01, attempts=2)
 def store(tmp_path: Path) -> Iterator[Store]:
     with Store(str(tmp_path / "store")) as opened:
         yield opened
-
-
-def check_files(store: Store, snapshot: str, tmp_path: Path) -> None:
-    target = tmp_path / "mnt"
-    target.mkdir(exist_ok=True)
-    attach(store.snapshots.view("look", snapshot), str(target))
-    try:
-        assert (target / "bin/busybox").read_bytes() == Path("/bin/busybox").read_bytes()
-        assert (target / "etc/motd").read_text() == "ahoy\n"
-    finally:
-        detach(str(target))
-        store.snapshots.remove("look")
 
 
 # ------------------------------------------------------------------ docker-registry, TLS and tokens
@@ -113,7 +102,7 @@ def test_docker_registry_over_tls_with_tokens(tmp_path: Path, store: Store) -> N
         assert pulled.target.digest == sent.digest
         push(store, "default", pulled.name, resolver, reference=f"{address}/other/app:2", credentials=known)
         assert resolver.repository(f"{address}/other/app:2", credentials=known).tags() == ["2"]
-    check_files(store, pulled.snapshot, tmp_path)
+    check_busybox(store, pulled.snapshot, tmp_path)
 
 
 # ------------------------------------------------------------------ buildah
@@ -142,7 +131,7 @@ def test_buildah_both_ways(tmp_path: Path, store: Store, form: str) -> None:
         buildah(storage, "push", "--quiet", "--tls-verify=false", image, f"docker://{host}/built:1")
         resolver = Resolver((), (), LIMITS)
         pulled = pull(store, "default", f"{host}/built:1", resolver)
-        check_files(store, pulled.snapshot, tmp_path)
+        check_busybox(store, pulled.snapshot, tmp_path)
         # What we push, buildah pulls, and mounts.
         push(store, "default", pulled.name, resolver, reference=f"{host}/again:1")
         again = buildah(storage, "from", "--tls-verify=false", f"docker://{host}/again:1")

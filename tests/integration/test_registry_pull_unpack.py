@@ -13,6 +13,7 @@ from registry_peers import (
     Fault,
     FaultRegistry,
     busybox_image,
+    check_busybox,
     docker_registry,
     make_certificates,
     noise_image,
@@ -21,7 +22,6 @@ from registry_peers import (
 from sampan.errors import Corrupt, SampanError, Unauthenticated, Unavailable
 from sampan.registry import Credentials, Event, Limits, Resolver, pull
 from sampan.registry.login import login, logout
-from sampan.storage.mount import attach, detach
 from sampan.storage.store import Store
 
 pytestmark = [
@@ -45,18 +45,6 @@ def skopeo_push(tmp_path: Path, address: str, name: str, *options: str) -> None:
     subprocess.run([*copy, f"docker://{address}/{name}"], check=True, capture_output=True)
 
 
-def check_files(store: Store, snapshot: str, tmp_path: Path) -> None:
-    target = tmp_path / "mnt"
-    target.mkdir()
-    attach(store.snapshots.view("look", snapshot), str(target))
-    try:
-        assert (target / "bin/busybox").read_bytes() == Path("/bin/busybox").read_bytes()
-        assert (target / "etc/motd").read_text() == "ahoy\n"
-    finally:
-        detach(str(target))
-        store.snapshots.remove("look")
-
-
 @pytest.mark.parametrize("form", ["oci", "v2s2"])
 def test_an_image_is_pulled_and_unpacked(tmp_path: Path, store: Store, form: str) -> None:
     events: list[Event] = []
@@ -64,7 +52,7 @@ def test_an_image_is_pulled_and_unpacked(tmp_path: Path, store: Store, form: str
         skopeo_push(tmp_path, address, "a/busybox:1", "--dest-tls-verify=false", "--format", form)
         resolver = Resolver((), (), LIMITS)
         pulled = pull(store, "default", f"{address}/a/busybox:1", resolver, progress=events.append)
-    check_files(store, pulled.snapshot, tmp_path)
+    check_busybox(store, pulled.snapshot, tmp_path)
     assert store.images("default").get(pulled.name).target == pulled.target
     assert [event.kind for event in events][-2:] == ["unpacked", "done"]
 
@@ -96,7 +84,7 @@ def test_over_tls_with_own_ca_and_password(tmp_path: Path, store: Store) -> None
         with pytest.raises(Unauthenticated):
             pull(store, "default", name, resolver)
         assert "secret" not in auth.read_text()
-    check_files(store, pulled.snapshot, tmp_path)
+    check_busybox(store, pulled.snapshot, tmp_path)
 
 
 FAULTS = [

@@ -4,15 +4,18 @@ As containerd does it, what is told may be ten seconds old, so that a list of us
 files of one container. A layer that was never measured is measured at once.
 """
 
+import logging
 import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from sampan.errors import NotFound
+from sampan.errors import NotFound, SampanError
 
 if TYPE_CHECKING:
     from sampan.storage.snapshots.interface import Snapshotter, Usage
+
+_LOG = logging.getLogger(__name__)
 
 #: Seconds after which a layer is measured again, when it is asked for.
 PERIOD = 10.0
@@ -74,5 +77,8 @@ class Disk:
                 key = self._due.popleft()
             try:
                 self.measure(key)
-            except (NotFound, OSError):
+            except NotFound:
                 self.forget(key)
+            except (SampanError, OSError) as error:
+                # The next to ask after the period has it tried again; until then the last figure is what there is.
+                _LOG.warning("layer %s is not measured: %s", key, error)

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from sampan.errors import InvalidInput, NotFound
+from sampan.linux.flock import is_free
 from sampan.storage import records as stored
 
 T = TypeVar("T")
@@ -169,17 +170,7 @@ class Locks:
 
     def free(self, object_id: str) -> bool:
         """Whether nobody holds the object's lock."""
-        try:
-            fd = os.open(f"{self._directory}/{object_id}", os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return True
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(fd)
-        return True
+        return is_free(f"{self._directory}/{object_id}")
 
 
 class Flights:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, StageFailed, Unsupported, WrongState
 from sampan.linux import tree
+from sampan.linux.flock import is_free
 from sampan.linux.syscall import libc
 from sampan.storage.content import locked
 from sampan.storage.database import Database
@@ -320,7 +321,7 @@ class DirectorySnapshotter(ABC):
     def sweep(self, *, dry_run: bool = False) -> list[str]:
         """Remove what dead processes left: directories without a row, staging rows without a maker."""
         for key, directory in self._database.rows("SELECT key, directory FROM snapshots WHERE kind='staging'"):
-            if not dry_run and self._abandoned(os.path.join(self.root, directory)):
+            if not dry_run and is_free(os.path.join(self.root, directory)):
                 self.discard(key)
         with locked(self.lock_path, fcntl.LOCK_EX):
             known = {row[0] for row in self._database.rows("SELECT directory FROM snapshots")}
@@ -329,21 +330,6 @@ class DirectorySnapshotter(ABC):
             if not dry_run:
                 remove_tree(directory)
         return garbage
-
-    @staticmethod
-    def _abandoned(directory: str) -> bool:
-        try:
-            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return True
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        else:
-            return True
-        finally:
-            os.close(fd)
 
 
 def remove_tree(directory: str) -> None:
