@@ -9,6 +9,7 @@ import pytest
 
 from sampan.image import mutate, pack
 from sampan.spec.image import Descriptor
+from sampan.storage.mount import attach, detach
 from sampan.storage.store import Store
 from sampan.storage.transfer import put_image
 from sampan.storage.unpack import unpack
@@ -112,6 +113,29 @@ def test_a_damaged_layer_is_replaced(store: Store, fault: str) -> None:
     assert problem.repaired
     assert store.fsck() == []
     assert len(os.listdir(store.snapshots.root)) == 3
+
+
+@pytest.mark.parametrize("kind", ["container", "view"])
+def test_a_damaged_layer_is_not_taken_from_under_a_container(store: Store, kind: str, tmp_path: Path) -> None:
+    bottom, top = store.snapshots.walk()
+    make = store.snapshots.prepare if kind == "container" else store.snapshots.view
+    root = tmp_path / "mnt"
+    root.mkdir()
+    attach(make("user", top.key), str(root))
+    try:
+        Path(bottom.directory, "fs/d/z").touch()
+        [problem] = store.fsck(repair=True)
+        assert not problem.repaired
+        assert problem.what.endswith("not replaced while it is in use: remove user, and repair again")
+        assert (root / "d/a").read_text() == "1"
+        assert store.snapshots.stat(bottom.key).directory == bottom.directory
+        assert [info.key for info in store.snapshots.walk()] == [bottom.key, top.key, "user"]
+    finally:
+        detach(str(root))
+        store.snapshots.remove("user")
+    [problem] = store.fsck(repair=True)
+    assert problem.repaired
+    assert store.fsck() == []
 
 
 def test_compressed_layers_are_reproducible() -> None:

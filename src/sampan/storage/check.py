@@ -2,7 +2,7 @@
 
 A blob is damaged if its file is gone or its bytes have another digest. An unpacked layer is damaged if it is not what
 its blob, applied again, gives. A damaged blob is removed and fetched again, alone; a damaged layer is replaced by the
-one just applied. Running containers keep the layer that they were started on.
+one just applied, unless a container has its root on it: the kernel does not allow an overlay's lower layers to change.
 """
 
 import os
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 #: Gets a blob into the store again; told the image names that lead to it.
 Fetch = Callable[[Descriptor, list[str]], None]
 _CHUNK = 1 << 20
+#: What is not committed and has a layer below it, however far; but not the directory that is to take the layer's place.
+_USERS = """
+WITH RECURSIVE above (key) AS (VALUES (?1) UNION SELECT s.key FROM snapshots s JOIN above ON s.parent = above.key)
+SELECT key FROM snapshots WHERE key IN above AND kind <> 'committed' AND directory <> ?2 ORDER BY key
+"""
 
 
 @dataclass(slots=True)
@@ -191,19 +196,31 @@ def _layer_fault(store: "Store", unpacker: Unpacker, key: str, number: int, *, r
         return None
     problem = Problem("layer", key, f"layer {key}: {what}")
     if repair and fresh:
-        _replace(store, key, fresh)
-        problem.repaired = True
+        users = _replace(store, key, fresh)
+        problem.repaired = not users
+        if users:
+            problem.what += f"; not replaced while it is in use: remove {', '.join(users)}, and repair again"
     return problem
 
 
-def _replace(store: "Store", key: str, fresh: str) -> None:
-    """Let a committed snapshot have another directory's files; the old ones go when the store is swept."""
+def _replace(store: "Store", key: str, fresh: str) -> list[str]:
+    """Let a committed snapshot have another directory's files, unless something is mounted on it.
+
+    Returns:
+        Snapshots that may be mounted on it, most often a container's, named like it; then nothing was changed.
+    """
     store.snapshots.sync()
+    new = os.path.basename(fresh)
     with store.transaction(durable=True) as connection:
+        # Who prepares a snapshot on it from now on waits for this transaction, and gets the new directory.
+        users = [row[0] for row in connection.execute(_USERS, (key, new))]
+        if users:
+            return users
         old = connection.execute("SELECT directory FROM snapshots WHERE key=?", (key,)).fetchone()[0]
-        connection.execute("DELETE FROM snapshots WHERE directory=?", (os.path.basename(fresh),))
-        connection.execute("UPDATE snapshots SET directory=? WHERE key=?", (os.path.basename(fresh), key))
+        connection.execute("DELETE FROM snapshots WHERE directory=?", (new,))
+        connection.execute("UPDATE snapshots SET directory=? WHERE key=?", (new, key))
     shutil.rmtree(os.path.join(store.snapshots.root, old), ignore_errors=True)
+    return []
 
 
 def _difference(stored: str, fresh: str, inner: str = "") -> str:
