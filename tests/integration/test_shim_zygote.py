@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,31 @@ def test_children_run_from_a_sealed_copy_of_the_interpreter(zygote: Zygote, tmp_
         assert (tmp_path / "p/control.sock").stat().st_mode & 0o777 == 0o600
     finally:
         MonitorClient(f"{tmp_path}/p/control.sock").shutdown()
+
+
+def program_pages(pid: int) -> int:
+    """KB of the interpreter's program that a process has mapped."""
+    found = 0
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        words = line.split()
+        if "-" in words[0]:
+            counted = words[1] == "r-xp" and "memfd:sampan" in line
+        elif words[0] == "Rss:" and counted:
+            found += int(words[1])
+    return found
+
+
+def test_a_monitor_gives_back_the_program_that_it_waits_without(zygote: Zygote, tmp_path: Path) -> None:
+    pid = zygote.fork_monitor("p", str(tmp_path / "p"))
+    client = MonitorClient(f"{tmp_path}/p/control.sock")
+    with pytest.raises(errors.NotFound):
+        client.start("nobody")
+    deadline = time.monotonic() + 10
+    while program_pages(pid) > program_pages(zygote.pid) * 0.6:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)  # nothing tells of it
+    assert client.info()["pid"] == pid
+    client.shutdown()
 
 
 def test_a_monitor_holds_no_descriptor_of_its_makers(zygote: Zygote, tmp_path: Path) -> None:

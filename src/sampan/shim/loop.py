@@ -16,6 +16,8 @@ WRITABLE = select.EPOLLOUT
 URGENT = select.EPOLLPRI
 #: Reported by the kernel whether asked for or not.
 HANGUP = select.EPOLLHUP | select.EPOLLERR
+#: Seconds after which what comes next is taken to have nothing to do with what was before.
+QUIET = 0.15
 
 
 class Timer:
@@ -37,13 +39,16 @@ class Loop:
 
     Args:
         on_child: Called with the pid and the wait status of each child that has ended, ours or adopted.
+        on_quiet: Called when something happened and then, for :data:`QUIET` seconds, nothing.
     """
 
-    def __init__(self, on_child: Callable[[int, int], None]) -> None:
+    def __init__(self, on_child: Callable[[int, int], None], on_quiet: Callable[[], None]) -> None:
         self._epoll = select.epoll()
         self._calls: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
         self._on_child = on_child
+        self._on_quiet = on_quiet
+        self._stirred = False
         self._running = False
         self._wake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         # A handler and not a blocked signal: a container's init would inherit the mask, and not the handler.
@@ -87,12 +92,18 @@ class Loop:
 
     def run_once(self) -> None:
         """Wait for something, and call back what is ready."""
-        for fd, events in self._epoll.poll(self._timeout()):
+        ready = self._epoll.poll(self._timeout())
+        for fd, events in ready:
             call = self._calls.get(fd)  # an earlier callback of this round may have forgotten it
             if call is not None:
                 call(events)
         if self._timers:
             self._fire()
+        elif ready:
+            self._stirred = True
+        elif self._stirred:
+            self._stirred = False
+            self._on_quiet()
 
     def close(self) -> None:
         """Let go of the descriptors and the signal; what is watched stays its owner's to close."""
@@ -107,7 +118,7 @@ class Loop:
 
     def _timeout(self) -> float | None:
         if not self._timers:
-            return None
+            return QUIET if self._stirred else None
         return max(0.0, min(timer.at for timer in self._timers) - time.monotonic())
 
     def _fire(self) -> None:

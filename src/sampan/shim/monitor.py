@@ -15,6 +15,7 @@ from sampan import __version__
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, TimedOut, WrongState
 from sampan.linux import process
 from sampan.runtime.state import start_time
+from sampan.shim import footprint
 from sampan.shim.container import Container, Settings
 from sampan.shim.exits import write_document
 from sampan.shim.helper import ForkingHandler
@@ -113,7 +114,7 @@ class Monitor:
         self._journal = Journal()
         self._sandbox: PodNamespaces | None = None
         self._on_empty: Callable[[], None] | None = None
-        self._loop = Loop(self._reaped)
+        self._loop = Loop(self._reaped, footprint.give_back)
         self._service = Service(
             self._loop,
             listener,

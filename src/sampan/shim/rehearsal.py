@@ -29,7 +29,7 @@ from sampan.linux import process
 from sampan.runtime.handler import Created
 from sampan.runtime.native import NativeHandler
 from sampan.runtime.state import StateDir, start_time
-from sampan.shim import helper, monitor, sockets
+from sampan.shim import footprint, helper, monitor, sockets
 from sampan.shim.exits import write_document
 from sampan.wire import crilog, frames
 
@@ -65,6 +65,7 @@ _fillers: list[list[object]] = []
 def prepare() -> None:
     """Play, fill, copy, and play again."""
     try:
+        footprint.measure()
         seen = _watch()
         gc.collect()
         fill_holes()
@@ -241,6 +242,7 @@ class _Scene:
             self._ask({"op": "start", "id": "played"})
             self._ask({"op": "exec", "id": "played", "wait": True, "process": {"args": ["true"], "cwd": "/"}})
             self._log()
+            footprint.give_back()
             self._ask({"op": "stop", "id": "played", "signal": int(_signal.SIGKILL), "timeout": 10})
             self._ask({"op": "delete", "id": "played"})
             self._ask({"op": "shutdown", "force": True})

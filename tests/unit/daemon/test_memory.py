@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sampan.daemon import memory
+from sampan.linux.memory import unchanged
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def address(area: mmap.mmap) -> int:
 
 
 def covered(place: int) -> bool:
-    return any(start <= place < end for start, end in memory.unchanged())
+    return any(start <= place < end for start, end in unchanged())
 
 
 def protect(place: int, size: int, protection: int) -> None:

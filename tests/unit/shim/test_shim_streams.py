@@ -9,13 +9,13 @@ import pytest
 
 from sampan.shim import streams
 from sampan.shim.logfile import LogFile
-from sampan.shim.loop import Loop
+from sampan.shim.loop import READABLE, Loop
 from sampan.shim.streams import Sink, Source
 
 
 @pytest.fixture
 def loop() -> Iterator[Loop]:
-    made = Loop(lambda pid, status: None)
+    made = Loop(lambda pid, status: None, lambda: None)
     yield made
     made.close()
 
@@ -131,9 +131,26 @@ def test_timers_are_called_in_time_and_can_be_cancelled(loop: Loop) -> None:
     assert called == [0, 1]
 
 
+def test_quiet_is_told_once_after_something_happened() -> None:
+    reading, writing = os.pipe()
+    told: list[str] = []
+    loop = Loop(lambda pid, status: None, lambda: told.append("quiet"))
+    loop.watch(reading, READABLE, lambda ready: told.append(os.read(reading, 1).decode()))
+    for name in ("a", "b"):
+        os.write(writing, name.encode())
+        while told[-1:] != ["quiet"]:
+            loop.run_once()
+        told.append("next")
+    assert told == ["a", "quiet", "next", "b", "quiet", "next"]
+    assert loop._timeout() is None  # and not again, until something happens
+    loop.close()
+    os.close(reading)
+    os.close(writing)
+
+
 def test_ended_children_are_told(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    loop = Loop(lambda pid, status: told.append((pid, os.waitstatus_to_exitcode(status))))
+    loop = Loop(lambda pid, status: told.append((pid, os.waitstatus_to_exitcode(status))), lambda: None)
     pid = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 3"], {})
     while not told:
         loop.run_once()
