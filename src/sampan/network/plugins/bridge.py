@@ -1,7 +1,6 @@
 """``bridge``: a veth pair between the container and a bridge of the machine.
 
-The pair is made by one request: the machine's end is enslaved and up, the other is in its namespace, named, addressed
-and up when the call returns.
+When the call returns the machine's end is on the bridge and up; the other is in its namespace, named, addressed and up.
 """
 
 import errno
@@ -88,7 +87,18 @@ def add(call: Call) -> Result:
         _be_gateway(call, conf, gateway or bridge, result, addresses)
     wanted = conf.runtime_config.mac or conf.args.cni.mac or call.args.get("MAC", "")
     mac = interface.hardware_address(call, wanted, addresses)
-    host = _join(call, conf, bridge, mac)
+    host = interface.make_pair(call, mac=mac, mtu=conf.mtu, up=False)
+    # Each time that a port of a bridge comes up or goes down the kernel looks at all the others: at 500 for half a
+    # millisecond. So it gets onto the bridge when it is complete, unless something would be sent before.
+    last = interface.is_silent(addresses)
+    if not last:
+        _join(call, conf, bridge, host, mac)
+    inside = session.inside.link(call.ifname)
+    interface.configure(call, result, inside, up=not conf.disable_container_interface, detect=conf.enabledad)
+    if last:
+        _join(call, conf, bridge, host, mac)
+    if conf.ip_masq and addresses:
+        masquerade(call, addresses)
     result.interfaces = [
         Interface(name=bridge.name, mac=interface.mac_text(bridge.mac)),
         Interface(name=host.name, mac=interface.mac_text(host.mac)),
@@ -98,10 +108,6 @@ def add(call: Call) -> Result:
         result.interfaces.append(Interface(name=gateway.name, mac=interface.mac_text(gateway.mac)))
     for config in result.ips:
         config.interface = 2
-    inside = session.inside.link(call.ifname)
-    interface.configure(call, result, inside, up=not conf.disable_container_interface, detect=conf.enabledad)
-    if conf.ip_masq and addresses:
-        masquerade(call, addresses)
     return interface.with_dns(result, conf.dns)
 
 
@@ -192,13 +198,15 @@ def _refuse_overlap(call: Call, bridge: Link, gateway: IpInterface) -> None:
             )
 
 
-def _join(call: Call, conf: Conf, bridge: Link, mac: bytes) -> Link:
-    host = interface.make_pair(call, mac=mac, mtu=conf.mtu, master=bridge.index)
+def _join(call: Call, conf: Conf, bridge: Link, host: Link, mac: bytes) -> None:
+    requests = [rtnetlink.set_link(host.index, master=bridge.index), interface.set_up_silent(host)]
     if conf.hairpin_mode or conf.port_isolation:
-        port = rtnetlink.set_bridge_port(
-            host.index, hairpin=conf.hairpin_mode or None, isolated=conf.port_isolation or None
+        requests.append(
+            rtnetlink.set_bridge_port(
+                host.index, hairpin=conf.hairpin_mode or None, isolated=conf.port_isolation or None
+            )
         )
-        call.session.host.do(f"set up bridge port {host.name}", port)
+    call.session.host.do(f"set up port {host.name} of bridge {bridge.name}", *requests)
     vlans.set_port(call, bridge, host, conf.ports)
     if conf.macspoofchk:
         name = host.name.encode().ljust(16, b"\0")
@@ -208,7 +216,6 @@ def _join(call: Call, conf: Conf, bridge: Link, mac: bytes) -> Link:
                 Element("senders", concatenation(name, mac), family=NFPROTO_BRIDGE),
             ]
         )
-    return host
 
 
 def delete(call: Call) -> None:

@@ -41,7 +41,7 @@ def add(call: Call) -> Result:
         config.interface = 1
     interface.enable_forwarding(addresses)
     mac = interface.hardware_address(call, "", addresses)
-    host = interface.make_pair(call, mac=mac, mtu=conf.mtu)
+    host = interface.make_pair(call, mac=mac, mtu=conf.mtu, up=True)
     inside = session.inside.link(call.ifname)
     result.interfaces = [
         Interface(name=host.name, mac=interface.mac_text(host.mac)),
