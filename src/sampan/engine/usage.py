@@ -173,19 +173,23 @@ def _read_interfaces(netns: str) -> tuple[InterfaceStats, ...]:
         setns(fd, CLONE_NEWNET)
     finally:
         os.close(fd)
-    with open("/proc/thread-self/net/dev", encoding="ascii", errors="replace") as table:
-        return tuple(_parse_net_dev(table.read()))
+    table = b""
+    fd = os.open("/proc/thread-self/net/dev", os.O_RDONLY | os.O_CLOEXEC)  # a list asks for it of every pod
+    try:
+        while piece := os.read(fd, 65536):
+            table += piece
+    finally:
+        os.close(fd)
+    return tuple(_parse_net_dev(table))
 
 
-def _parse_net_dev(text: str) -> list[InterfaceStats]:
+def _parse_net_dev(table: bytes) -> Iterator[InterfaceStats]:
     """proc_pid_net(5), ``dev``: sixteen counters for an interface, eight received and eight sent."""
-    parsed = []
-    for line in text.splitlines()[2:]:
-        name, _, counters = line.partition(":")
-        values = [int(value) for value in counters.split()]
-        if name.strip() != "lo" and len(values) >= 16:
-            parsed.append(InterfaceStats(name.strip(), *values[:4], *values[8:12]))
-    return parsed
+    for line in table.splitlines()[2:]:
+        name, _, rest = line.partition(b":")
+        counters = rest.split()
+        if name.strip() != b"lo" and len(counters) >= 16:
+            yield InterfaceStats(name.strip().decode("ascii", "replace"), *map(int, counters[:4] + counters[8:12]))
 
 
 def _disk(engine: "Engine", record: ContainerRecord, *, now: bool) -> tuple[int, int]:

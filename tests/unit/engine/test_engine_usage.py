@@ -1,0 +1,35 @@
+"""Figures of a pod: the sums of its containers', and its interfaces'."""
+
+from sampan.engine.model import Metadata, PodRecord, PodSpec
+from sampan.engine.stats import ContainerStats, InterfaceStats
+from sampan.engine.usage import _parse_net_dev, _sum
+
+_TABLE = b"""Inter-|   Receive                    |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes and so on
+    lo:      84       1    0    0    0     0          0         0  84  1    0    0    0     0       0          0
+  eth0:18446744073709551615   7    1    2    3     4       5 6  70  5    8    9    0     0       0     0
+"""
+
+_POD = PodRecord(id="pod", spec=PodSpec(metadata=Metadata("pod")), handler="", created_at=0, cgroup_path="/pod")
+
+
+def test_interfaces_without_the_loopback() -> None:
+    most = (1 << 64) - 1
+    assert list(_parse_net_dev(_TABLE)) == [InterfaceStats("eth0", most, 7, 1, 2, 70, 5, 8, 9)]
+    assert list(_parse_net_dev(b"Inter-|\n face |\n")) == []
+
+
+def test_a_pod_uses_what_its_containers_use() -> None:
+    one = ContainerStats(id="1", timestamp=1, cpu_usage_ns=1, cpu_nano_cores=10, memory_usage=100, pids=1)
+    two = ContainerStats(
+        id="2", timestamp=1, cpu_usage_ns=2, memory_usage=200, memory_rss=3, page_faults=4, major_page_faults=5
+    )
+    stats = _sum(_POD, (one, two), (), {"cpu": {}})
+    assert (stats.cpu_usage_ns, stats.cpu_nano_cores, stats.memory_usage, stats.memory_rss) == (3, 10, 300, 3)
+    assert (stats.page_faults, stats.major_page_faults, stats.pids, stats.pressure) == (4, 5, 1, {"cpu": {}})
+    assert stats.containers == (one, two)
+
+
+def test_a_pod_without_containers_uses_nothing() -> None:
+    stats = _sum(_POD, (), (), {})
+    assert (stats.cpu_usage_ns, stats.cpu_nano_cores, stats.memory_usage, stats.pids) == (0, None, 0, 0)
