@@ -13,6 +13,7 @@
     ├── TimedOut                     exit 1    DEADLINE_EXCEEDED
     ├── Corrupt                      exit 1    DATA_LOSS            a digest or a size differs from what was promised
     └── StageFailed                  exit 1    INTERNAL             a system call failed: stage, call, path, errno
+        └── ProgramFailed            exit 1    INTERNAL             a container's program is not there, or can't run
 
 Every error carries one line for a person: what object, which field or path, the cause; and, where there is one,
 ``hint``: the mend. Nothing below :mod:`sampan.cli` and :mod:`sampan.cri` catches them to print them.
@@ -141,3 +142,7 @@ class StageFailed(SampanError):
         self.stage = stage
         self.errno = cause.errno
         self.path = where
+
+
+class ProgramFailed(StageFailed):
+    """A container's program is not there (ENOENT), or can't be executed."""

@@ -1,5 +1,6 @@
 """Containers by Debian's runc, driven through its command line."""
 
+import errno
 import json
 import os
 import select
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sampan.errors import AlreadyExists, NotFound, SampanError, WrongState
+from sampan.errors import AlreadyExists, NotFound, ProgramFailed, SampanError, WrongState
 from sampan.linux.process import PR_SET_CHILD_SUBREAPER, become_subreaper, prctl
 from sampan.runtime.external import ExternalHandler
 from sampan.runtime.handler import Stdio
@@ -125,6 +126,20 @@ def test_exec_kill_pause_update_and_stats(runc: ExternalHandler, bundle: Bundle)
     with pytest.raises(WrongState):
         runc.kill("two", signal.SIGKILL)
     runc.delete("two")
+
+
+@pytest.mark.parametrize(
+    ("program", "number"), [("no-such", errno.ENOENT), ("/no/such", errno.ENOENT), ("/bin", errno.EACCES)]
+)
+def test_a_program_that_can_not_run(runc: ExternalHandler, bundle: Bundle, program: str, number: int) -> None:
+    folder = bundle.write()
+    config = Path(folder) / "config.json"
+    document = json.loads(config.read_text())
+    document["process"]["args"] = [program]
+    config.write_text(json.dumps(document))
+    with pytest.raises(ProgramFailed, match=program) as failure:
+        runc.create("none", folder, Stdio())
+    assert failure.value.errno == number
 
 
 def test_terminals(runc: ExternalHandler, bundle: Bundle) -> None:

@@ -51,6 +51,21 @@ def test_run_from_an_image_with_most_flags(here: World, tmp_path: Path) -> None:
     assert done.returncode == 9
 
 
+@pytest.mark.parametrize(
+    ("content", "mode", "code"), [("garbage", 0o755, 126), ("#!/no/such\n", 0o755, 127), ("", 0o644, 126)]
+)
+def test_a_program_that_can_not_run(here: World, tmp_path: Path, content: str, mode: int, code: int) -> None:
+    tmp_path.chmod(0o755)
+    program = tmp_path / "program"
+    program.write_text(content)
+    program.chmod(mode)
+    done = here.sampan("run", "--network", "none", "-v", f"{tmp_path}:/v", here.image, "/v/program")
+    assert done.returncode == code, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert "/v/program" in line
+    assert alive(here) == []
+
+
 @pytest.mark.parametrize(("mode", "links"), [("none", {"lo"}), ("bridge", {"lo", "eth0"})])
 def test_networks(here: World, mode: str, links: set[str]) -> None:
     done = here.sampan("run", "--rm", "--network", mode, here.image, "ls", "/sys/class/net")

@@ -30,7 +30,7 @@ from sampan.engine.model import (
     Security,
     SecurityProfile,
 )
-from sampan.errors import InvalidInput, NotFound, SampanError, StageFailed
+from sampan.errors import InvalidInput, NotFound, ProgramFailed, SampanError
 
 #: Exit codes of docker run: ours, "found but not executable", "not found".
 FAILED, NOT_EXECUTABLE, NO_PROGRAM = 125, 126, 127
@@ -89,17 +89,9 @@ def run(options: Globals, /, image: str, command: tuple[str, ...], **given: Any)
     try:
         with open_engine(options) as engine:
             return _run(options, engine, image, command, given)
-    except StageFailed as error:
+    except ProgramFailed as error:
         click.echo(f"sampan: {error}", err=True)
-        if "program" in error.stage:
-            return NO_PROGRAM if error.errno == errno.ENOENT else NOT_EXECUTABLE
-        return FAILED
-    except InvalidInput as error:
-        click.echo(f"sampan: {error}", err=True)
-        return FAILED
-    except NotFound as error:
-        click.echo(f"sampan: {error}", err=True)
-        return NO_PROGRAM if "executable" in error.message else FAILED
+        return NO_PROGRAM if error.errno == errno.ENOENT else NOT_EXECUTABLE
     except SampanError as error:
         click.echo(f"sampan: {error}", err=True)
         return FAILED

@@ -13,7 +13,7 @@ import marshal
 import os
 import sys
 
-from sampan.errors import StageFailed
+from sampan.errors import ProgramFailed, StageFailed
 from sampan.runtime import trace
 
 TYPE_CHECKING = False
@@ -114,7 +114,7 @@ class Channel:
 
     def fail(self, error: BaseException) -> None:
         """Tell the other side why this one ends."""
-        hint, message = getattr(error, "hint", ""), ""
+        hint, message, program = getattr(error, "hint", ""), "", isinstance(error, ProgramFailed)
         if isinstance(error, OSError):
             path = os.fsdecode(error.filename) if error.filename else ""
             fields = (error.errno or 0, error.strerror or str(error), trace.stage, trace.path or path, hint)
@@ -126,15 +126,16 @@ class Channel:
         try:
             if trace.enabled():
                 self.send(TRACE, trace.take())
-            self.send(FAILED, *fields, message)
+            self.send(FAILED, *fields, message, program)
         except OSError:  # nobody listens any more
             pass
 
 
 def error_of(fields: tuple[Any, ...]) -> StageFailed:
     """The error that a FAILED message tells of."""
-    number, text, stage, path, hint, message = fields
-    error = StageFailed(stage, OSError(number, text), path=path, hint=hint)
+    number, text, stage, path, hint, message, program = fields
+    kind = ProgramFailed if program else StageFailed
+    error = kind(stage, OSError(number, text), path=path, hint=hint)
     if message:
         error.message = message
     return error

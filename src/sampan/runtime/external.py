@@ -7,9 +7,19 @@ writes its reason for failing to, and the documents it reads, are memory files t
 
 from __future__ import annotations
 
+import errno
 import os
 
-from sampan.errors import AlreadyExists, NotFound, SampanError, StageFailed, TimedOut, Unsupported, WrongState
+from sampan.errors import (
+    AlreadyExists,
+    NotFound,
+    ProgramFailed,
+    SampanError,
+    StageFailed,
+    TimedOut,
+    Unsupported,
+    WrongState,
+)
 from sampan.runtime.handler import Created, Stdio
 from sampan.runtime.state import check_id, dumps, loads
 
@@ -42,6 +52,13 @@ _MEANINGS: tuple[tuple[str, type[SampanError]], ...] = (
     ("process already finished", WrongState),
     ("no such process", WrongState),
     ("not supported", Unsupported),
+)
+#: The same, of programs: their errno.
+_OF_PROGRAMS = (
+    ("executable file", errno.ENOENT),
+    ("no such file or directory", errno.ENOENT),
+    ("permission denied", errno.EACCES),
+    ("exec format error", errno.ENOEXEC),
 )
 
 
@@ -341,6 +358,12 @@ def _meaning(what: str, status: int, log: bytes) -> SampanError:
     if not reason:
         reason = f"exit status {status}" if status >= 0 else f"ended by signal {-status}"
     lowered = reason.lower()
+    if "exec: " in lowered or "executable file" in lowered:
+        for words, number in _OF_PROGRAMS:
+            if words in lowered:
+                error = ProgramFailed(what, OSError(number, reason))
+                error.message = f"{what}: {reason}"
+                return error
     for words, kind in _MEANINGS:
         if words in lowered:
             return kind(f"{what}: {reason}")

@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import select
+import stat
 
 from sampan.cgroup import open_group
-from sampan.errors import InvalidInput, NotFound, SampanError, StageFailed, WrongState
+from sampan.errors import InvalidInput, NotFound, ProgramFailed, SampanError, StageFailed, WrongState
 from sampan.linux.process import pidfd_open, pidfd_send_signal
 from sampan.runtime import trace
 from sampan.runtime.handler import Created
@@ -385,7 +386,9 @@ def read_config(path: str) -> object:
     """
     try:
         with open(path, "rb") as file:
-            content = file.read(_LARGEST_CONFIG + 1)
+            status = os.fstat(file.fileno())
+            most = min(status.st_size, _LARGEST_CONFIG) if stat.S_ISREG(status.st_mode) else _LARGEST_CONFIG
+            content = file.read(most + 1)
     except FileNotFoundError:
         raise NotFound(
             f"{path} does not exist", hint="a bundle holds a config.json: see `sampan-runtime spec`"
@@ -422,13 +425,13 @@ def _read_report(fd: int, *, patient: bool) -> bytes:
     raise StageFailed("wait for the program to run", cause, hint="is the container paused?")
 
 
-def _report_error(directory: StateDir, message: bytes) -> StageFailed:
+def _report_error(directory: StateDir, message: bytes) -> ProgramFailed:
     import sys
 
     args = directory.load("config.json")["process"]["args"]
     number = int.from_bytes(message[:4], sys.byteorder)
     text = message[4:].decode("utf-8", "replace") or os.strerror(number)
-    return StageFailed(f"execute {args[0]!r}", OSError(number, text))
+    return ProgramFailed(f"execute {args[0]!r}", OSError(number, text))
 
 
 def _kill_and_wait(pid: int, group: Group) -> None:

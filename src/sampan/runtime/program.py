@@ -13,6 +13,7 @@ import os
 import stat
 import sys
 
+from sampan.errors import ProgramFailed
 from sampan.linux import pty, seccomp
 from sampan.linux.mount import PROC_SUPER_MAGIC, filesystem_type
 from sampan.linux.process import CLOSE_RANGE_CLOEXEC, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, close_range, prctl
@@ -352,11 +353,22 @@ def find_program(process: Process) -> str:
     """The file that ``args[0]`` names: as it is when it holds a slash, else the first in the process's PATH.
 
     Of a container without a process it is empty, which no file is.
+
+    Raises:
+        ProgramFailed: It is not there, or not executable.
     """
     name = process["args"][0]
     if not name:
         return name
-    trace.step(f"find program {name!r}")
+    stage = f"find program {name!r}"
+    trace.step(stage)
+    try:
+        return _find(process, name)
+    except OSError as error:
+        raise ProgramFailed(stage, error) from None
+
+
+def _find(process: Process, name: str) -> str:
     if "/" in name:
         _check_executable(name)
         return name

@@ -183,6 +183,10 @@ class RemoteFailure(errors.StageFailed):
         self.path = str(body.get("path", ""))
 
 
+class RemoteProgramFailure(RemoteFailure, errors.ProgramFailed):
+    """The same of a container's program."""
+
+
 def restore_error(body: dict[str, Any]) -> errors.SampanError:
     """The exception that an ``ERROR`` frame tells of."""
     name = str(body.get("error", ""))
@@ -190,6 +194,8 @@ def restore_error(body: dict[str, Any]) -> errors.SampanError:
     hint = str(body.get("hint", ""))
     if name in {"StageFailed", "RemoteFailure"}:
         return RemoteFailure(body)
+    if name in {"ProgramFailed", "RemoteProgramFailure"}:
+        return RemoteProgramFailure(body)
     kind = getattr(errors, name, None)
     if not (isinstance(kind, type) and issubclass(kind, errors.SampanError)):
         return errors.SampanError(message, hint=hint)

@@ -83,12 +83,16 @@ def test_an_error_comes_back_as_it_went(error: errors.SampanError) -> None:
     assert getattr(restored, "field", "") == getattr(error, "field", "")
 
 
-def test_a_failed_stage_comes_back_as_one() -> None:
-    error = errors.StageFailed('mount "proc"', OSError(1, "Operation not permitted", "/proc"))
+@pytest.mark.parametrize("kind", [errors.StageFailed, errors.ProgramFailed])
+def test_a_failed_stage_comes_back_as_one(kind: type[errors.StageFailed]) -> None:
+    error = kind('mount "proc"', OSError(1, "Operation not permitted", "/proc"))
     restored = frames.restore_error(frames.describe_error(error))
     assert isinstance(restored, errors.StageFailed)
+    assert isinstance(restored, errors.ProgramFailed) == (kind is errors.ProgramFailed)
     assert str(restored) == 'mount "proc" at /proc: EPERM: Operation not permitted'
     assert frames.describe_error(restored)["message"] == restored.message
+    again = frames.restore_error(frames.describe_error(restored))
+    assert type(again) is type(restored)
 
 
 @pytest.mark.parametrize("name", ["os", "_errno", "Exception", "", "annotations"])
