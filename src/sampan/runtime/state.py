@@ -22,7 +22,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_MOST = 1 << 22
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 
 
@@ -111,10 +110,8 @@ class StateDir:
         except FileNotFoundError:
             raise NotFound(f"container {self.container_id!r} does not exist") from None
         try:
-            chunks = []
-            while chunk := os.read(fd, _MOST):
-                chunks.append(chunk)
-            return b"".join(chunks)
+            # No more room than is needed: what a large buffer takes is mapped anew each time, and unmapped again.
+            return os.read(fd, os.fstat(fd).st_size + 1)
         finally:
             os.close(fd)
 

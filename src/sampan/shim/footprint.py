@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from sampan.linux import memory
 
-#: Bytes of a range that is worth a call.
-_WORTH = 1 << 18
-
-_ranges: list[tuple[int, int]] = []
+_start = _end = 0
 
 
 def measure() -> None:
-    """Find the ranges; for a process that forks monitors, which then have them too."""
-    _ranges[:] = [(start, end) for start, end in memory.unchanged() if end - start >= _WORTH]
+    """Find the longest range; for a process that forks monitors, which then have it too."""
+    global _start, _end
+    begin = last = 0
+    for start, end in memory.unchanged():
+        begin, last = (begin if start == last else start), end
+        if last - begin > _end - _start:
+            _start, _end = begin, last
 
 
 def give_back() -> None:
-    """Let go of them; what is used again is mapped again, some twenty pages at a time."""
-    for start, end in _ranges:
-        memory.forget(start, end)
+    """Let go of it; what is used again is mapped again, sixteen pages at a time."""
+    if _end:
+        memory.forget(_start, _end)
