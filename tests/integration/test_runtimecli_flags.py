@@ -56,6 +56,34 @@ def test_the_session_keyring_is_the_callers_on_request(runtime: Runtime) -> None
     assert "_ses.c2" not in runtime.run("run", "--no-new-keyring", "c2").stdout
 
 
+def test_exec_has_the_session_keyring_of_its_container(runtime: Runtime) -> None:
+    if not os.path.exists("/proc/keys"):
+        pytest.skip("this kernel has no keyrings")
+    for path in ("/usr", "/lib", "/lib64"):
+        mount = {"destination": path, "type": "bind", "source": path, "options": ["rbind", "ro"]}
+        runtime.config["mounts"].append(mount)
+    runtime.config["root"]["readonly"] = False
+    # KEYCTL_GET_KEYRING_ID of KEY_SPEC_SESSION_KEYRING: keyctl(2).
+    number = 250 if os.uname().machine == "x86_64" else 219
+    code = f"import ctypes; print(ctypes.CDLL(None).syscall({number}, 0, -3, 0))"
+    runtime.configure(shell=f"/usr/bin/python3 -I -S -c '{code}' > /fifo; exec /bin/busybox sleep 1000")
+    os.mkfifo(runtime.bundle / "rootfs/fifo")
+    ask = ["/usr/bin/python3", "-I", "-S", "-c", code]
+
+    def keyrings(name: str, *options: str) -> tuple[str, str]:
+        command = runtime.command("create", *options, name)
+        subprocess.run(command, cwd=runtime.bundle, stdin=-3, stdout=-3, stderr=-3, check=True)
+        runtime.run("start", name)
+        found = (runtime.bundle / "rootfs/fifo").read_text(), runtime.run("exec", name, *ask).stdout
+        runtime.run("delete", "--force", name)
+        return found
+
+    callers = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
+    first, execs = keyrings("c1")
+    assert first == execs != callers
+    assert keyrings("c2", "--no-new-keyring") == (callers, callers)
+
+
 def test_no_pivot_has_the_root_all_the_same(runtime: Runtime) -> None:
     runtime.configure("ls", "/")
     assert runtime.run("run", "--no-pivot", "c1").stdout == runtime.run("run", "c1").stdout

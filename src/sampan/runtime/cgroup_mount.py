@@ -12,7 +12,7 @@ import os
 
 from sampan.linux import mount as m
 from sampan.linux.resolve import make_dirs
-from sampan.runtime import trace
+from sampan.runtime import labels, trace
 from sampan.runtime.mounts import Prepared, set_attributes
 from sampan.runtime.rootfs import make_filesystem, propagate, refuse_proc
 
@@ -92,7 +92,7 @@ def mount_cgroup(root: int, one: Prepared, trees: list[tuple[str, int]]) -> None
             m.attach(trees[0][1], target)
             propagate(trees[0][1], one)
             return
-        top = make_filesystem("tmpfs", "tmpfs", ["mode=755"])
+        top = make_filesystem("tmpfs", "tmpfs", ["mode=755", *labels.mount_option("tmpfs", [], one.label)])
         try:
             m.attach(top, target)
             for name, tree in trees:

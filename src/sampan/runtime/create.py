@@ -101,6 +101,8 @@ class Creation:
         }
         if self.config is not config:
             self.record["empty"] = True
+        if not options.new_keyring:
+            self.record["callers_keyring"] = True
 
     def run(self) -> Created:
         """Make it.

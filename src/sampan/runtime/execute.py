@@ -302,6 +302,8 @@ class _Execution:
             trace.step("become root of user namespace")
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
+        if not self._record.get("callers_keyring"):
+            program.join_keyring(made, self._record["id"])
         root = os.open("/", _ROOT_FLAGS)
         keep = [made.channel.fd, root, program.trampoline(made), *(self._inside or ())]
         program.close_others([*keep, *range(3, 3 + made.preserve_fds)])

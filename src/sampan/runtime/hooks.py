@@ -47,11 +47,9 @@ def preload() -> None:
 def _run(name: str, hook: Hook, document: bytes) -> None:
     path = hook["path"]
     environment = dict(entry.partition("=")[::2] for entry in hook.get("env") or [])
-    # A file, not a pipe: it has room for any state, and a hook that does not read it holds nobody up.
-    state = sealed_memfd("state", document)
+    state = _readable(document)
     output, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        os.lseek(state, 0, os.SEEK_SET)
         os.set_blocking(writer, True)
         pid = os.posix_spawn(
             path,
@@ -75,6 +73,27 @@ def _run(name: str, hook: Hook, document: bytes) -> None:
         _wait(name, pid, output, hook)
     finally:
         os.close(output)
+
+
+def _readable(document: bytes) -> int:
+    """A descriptor to read the document from; a hook that does not read it holds nobody up.
+
+    A pipe, which an SELinux policy lets containers read, whose startContainer hooks have their label; where it has not
+    room for so much, a file.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(writer, False)
+    try:
+        if os.write(writer, document) == len(document):
+            return reader
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(writer)
+    os.close(reader)
+    state = sealed_memfd("state", document)
+    os.lseek(state, 0, os.SEEK_SET)
+    return state
 
 
 def _wait(name: str, pid: int, output: int, hook: Hook) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 
-from sampan.linux import interface, keyring, scheduling
+from sampan.linux import interface, scheduling
 from sampan.linux.namespaces import CLONE_NEWCGROUP, unshare
 from sampan.linux.process import PR_SET_DUMPABLE, prctl
 from sampan.linux.syscall import fail, libc
@@ -105,7 +104,7 @@ def _set_up(work: InitWork) -> Image:
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
     if work.new_keyring:
-        _join_keyring(work.state["id"])
+        programs.join_keyring(program, work.state["id"])
     _name(config, work.plan)
     if "network" in work.plan.new:
         trace.step("bring up loopback")
@@ -116,17 +115,6 @@ def _set_up(work: InitWork) -> Image:
     _personal(linux)
     os.umask(0o022)
     return programs.become(program, root)
-
-
-def _join_keyring(container_id: str) -> None:
-    trace.step("join session keyring")
-    try:
-        keyring.join_session(f"_ses.{container_id}")
-    except OSError as error:
-        # ENOSYS: a kernel without keyrings; EDQUOT: too many containers for root's quota. The container is no
-        # less confined: its parent's session keyring holds nothing of ours.
-        if error.errno not in (errno.ENOSYS, errno.EDQUOT):
-            raise
 
 
 def _name(config: RuntimeConfig, plan: NamespacePlan) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 
-from sampan.errors import Unsupported
+from sampan.errors import InvalidInput, Unsupported
 from sampan.linux import mount as m
+from sampan.linux import selinux
 from sampan.runtime import trace
 
 TYPE_CHECKING = False
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
 #: Sampan's own profile, which lets a process execute any file; the engine loads it.
 DEFAULT_PROFILE = "sampan-default"
+
+#: File systems of which there is one for all, or one for a namespace: the policy or the first mount labels them.
+_LABELLED = frozenset("proc sysfs cgroup cgroup2 mqueue securityfs debugfs tracefs configfs pstore efivarfs".split())
+#: Options that are labels (mount(8)).
+_OPTIONS = ("context=", "fscontext=", "defcontext=", "rootcontext=")
 
 
 def on_exec(process: Process) -> bool:
@@ -52,8 +58,17 @@ def apply(process: Process) -> None:
         _write(("exec",), label)
 
 
+def apply_to_keys(process: Process) -> None:
+    """Have keys that the caller makes bear the process's label, until the next execve(2): else it may not use them."""
+    label = process.get("selinuxLabel") or ""
+    if label:
+        trace.step("set SELinux label of keys", label)
+        _write(("keycreate",), label)
+
+
 def check_machine(process: Process, mount_label: str) -> list[str]:
-    """Refuse labels of a security module that this kernel does not run: a container must not seem confined.
+    """Refuse labels of a security module that this kernel does not run, for a container must not seem confined; and
+    SELinux labels that its policy lacks.
 
     The label of mounts confines nobody by itself, and files without SELinux have none: it is only warned of.
 
@@ -62,9 +77,14 @@ def check_machine(process: Process, mount_label: str) -> list[str]:
 
     Raises:
         Unsupported: Named for the field.
+        InvalidInput: Likewise.
     """
-    if process.get("selinuxLabel") and not _selinux():
+    label = process.get("selinuxLabel") or ""
+    if label and not selinux.enabled():
         raise Unsupported("process.selinuxLabel: SELinux is not enabled on this machine", hint="remove the label")
+    for field, text in (("process.selinuxLabel", label), ("linux.mountLabel", mount_label)):
+        if text and selinux.lacks(text):
+            raise InvalidInput(f"this machine's policy has no label {text!r}", field=field)
     profile = process.get("apparmorProfile") or ""
     if profile not in ("", "unconfined"):
         from sampan.linux import apparmor
@@ -72,20 +92,55 @@ def check_machine(process: Process, mount_label: str) -> list[str]:
         if not apparmor.enabled():
             field = "process.apparmorProfile"
             raise Unsupported(f"{field}: AppArmor is not enabled on this machine", hint="remove the profile")
-    if mount_label and not _selinux():
+    if mount_label and not selinux.enabled():
         return ["linux.mountLabel: SELinux is not enabled on this machine: mounts have no label"]
     return []
 
 
-def _selinux() -> bool:
-    return os.path.isdir("/sys/fs/selinux/booleans")
+def mount_option(fstype: str, options: list[str], label: str) -> list[str]:
+    """The option by which a new file system's files get an SELinux label, unless ``options`` have one.
 
-
-def mount_option(fstype: str, label: str) -> list[str]:
-    """The option by which a new file system's files get an SELinux label; procfs and sysfs label their own."""
-    if not label or fstype in ("proc", "sysfs", "cgroup", "cgroup2") or not _selinux():
+    Some label their own. The categories of a label are parted by commas, as options are: so it is quoted.
+    """
+    if not label or fstype in _LABELLED or not selinux.enabled():
         return []
-    return [f"context={label}"]
+    if any(option.startswith(_OPTIONS) for option in options):
+        return []
+    return [f'context="{label}"']
+
+
+def label_root(mount: int, fstype: str, label: str) -> None:
+    """Give the root of a new mount a label where an option can't: message queues are there before they are mounted.
+
+    They keep the policy's where that has no others for them, and where they came with a user namespace: they are
+    its maker's then, and of no use to the container.
+    """
+    if fstype != "mqueue" or not label or not selinux.enabled():
+        return
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+    try:
+        os.setxattr(fd, selinux.ATTRIBUTE, label.encode() + b"\0")
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.EPERM):
+            raise OSError(error.errno, error.strerror) from None  # which names the descriptor
+    finally:
+        os.close(fd)
+
+
+def parted(option: str) -> list[str]:
+    """Options that commas part, as mount(2) has them: within quotes, which only labels have, a comma parts nothing."""
+    if '"' not in option:
+        return option.split(",")
+    found = [""]
+    quoted = False
+    for letter in option:
+        if letter == '"':
+            quoted = not quoted
+        elif letter == "," and not quoted:
+            found.append("")
+        else:
+            found[-1] += letter
+    return found
 
 
 def _write(names: tuple[str, ...], text: str) -> None:

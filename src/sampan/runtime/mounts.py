@@ -34,9 +34,10 @@ class Prepared:
         bind: Whether it is a bind mount; its source is an absolute path.
         tree: The detached copy of a bind mount's source; -1 of another mount, or until it is opened.
         directory: Whether a directory is mounted, so that a missing destination is made as one.
+        label: The SELinux label of a new file system (``linux.mountLabel``), or an empty string.
     """
 
-    __slots__ = ("_propagation", "bind", "destination", "directory", "fstype", "options", "source", "tree")
+    __slots__ = ("_propagation", "bind", "destination", "directory", "fstype", "label", "options", "source", "tree")
 
     def __init__(self, mount: Mount, options: MountOptions, bundle: str, propagation: tuple[int, bool]) -> None:
         self.destination = mount["destination"]
@@ -46,6 +47,7 @@ class Prepared:
         self.bind = options.bind or self.fstype == "bind"
         self.tree = -1
         self.directory = True
+        self.label = ""
         self._propagation = propagation
         if self.bind:
             self.source = os.path.join(bundle, self.source)
@@ -73,10 +75,12 @@ class Prepared:
 class PreparedMounts:
     """The root and every mount, with the descriptors they hold."""
 
-    __slots__ = ("cgroups", "follows", "mounts", "propagation", "root", "root_path", "warnings")
+    __slots__ = ("cgroups", "follows", "label", "mounts", "propagation", "root", "root_path", "warnings")
 
     def __init__(self, root_path: str, propagation: tuple[int, bool], *, follows: bool) -> None:
         self.root_path = root_path
+        #: ``linux.mountLabel``.
+        self.label = ""
         self.propagation = propagation
         #: What the host mounts later below its path of the root is seen inside, as the configuration asks.
         self.follows = follows
@@ -130,6 +134,7 @@ def prepare(
     propagation = mount_options.PROPAGATION[name] if name else DEFAULT_PROPAGATION
     root_path = os.path.join(bundle, config["root"]["path"])
     prepared = PreparedMounts(root_path, propagation, follows=bool(name) and propagation[0] == m.MS_SLAVE)
+    prepared.label = linux.get("mountLabel") or ""
     users = any(one["type"] == "user" for one in linux.get("namespaces") or [])
     if users and os.geteuid() != 0:
         # Who is nobody's root here is one in the container's user namespace: all of it is opened there.
@@ -147,7 +152,8 @@ def prepare(
             if one.options.remount:
                 continue
             if not one.bind:
-                one.options.data += labels.mount_option(one.fstype, linux.get("mountLabel") or "")
+                one.label = prepared.label
+                one.options.data += labels.mount_option(one.fstype, one.options.data, one.label)
             elif one.options.idmap or mount.get("uidMappings"):
                 _open_mapped(one, mount, linux, idmap)
             elif users:

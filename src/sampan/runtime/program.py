@@ -14,7 +14,7 @@ import stat
 import sys
 
 from sampan.errors import ProgramFailed
-from sampan.linux import pty, seccomp
+from sampan.linux import keyring, pty, seccomp
 from sampan.linux.mount import PROC_SUPER_MAGIC, filesystem_type
 from sampan.linux.process import CLOSE_RANGE_CLOEXEC, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, close_range, prctl
 from sampan.linux.resolve import make_dirs, open_in_root
@@ -126,6 +126,19 @@ def close_others(keep: list[int]) -> None:
             close_range(first, fd - 1)
         first = fd + 1
     close_range(first)
+
+
+def join_keyring(program: Program, container_id: str) -> None:
+    """Take the container's session keyring, made by its first process; the runtime's own is for none of them."""
+    labels.apply_to_keys(program.process)
+    trace.step("join session keyring")
+    try:
+        keyring.join_session(f"_ses.{container_id}")
+    except OSError as error:
+        # ENOSYS: a kernel without keyrings; EDQUOT: too many containers for root's quota. The container is no
+        # less confined: its parent's session keyring holds nothing of ours.
+        if error.errno not in (errno.ENOSYS, errno.EDQUOT):
+            raise
 
 
 def open_terminal(program: Program, root: int, *, console: bool) -> None:

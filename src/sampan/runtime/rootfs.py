@@ -13,7 +13,7 @@ import stat
 
 from sampan.linux import mount as m
 from sampan.linux.resolve import RESOLVE_NO_SYMLINKS, make_dirs, make_file, open_in_root
-from sampan.runtime import trace
+from sampan.runtime import labels, trace
 from sampan.runtime.mounts import Prepared, PreparedMounts, set_attributes
 
 # What may be bound over a file of procfs, as lxcfs does; anything else there could fool the runtime or the program
@@ -134,6 +134,7 @@ class Rootfs:
                     from sampan.runtime.copy_up import copy_tree
 
                     copy_tree(target, filesystem)
+                labels.label_root(filesystem, one.fstype, one.label)
                 set_attributes(filesystem, one.options)
                 m.attach(filesystem, target)
                 propagate(filesystem, one)
@@ -160,7 +161,8 @@ class Rootfs:
 
     def _cover(self, target: int) -> None:
         if self._tmpfs < 0:
-            self._tmpfs = make_filesystem("tmpfs", "tmpfs", ["size=0k", "nr_inodes=2", "mode=755"])
+            data = ["size=0k", "nr_inodes=2", "mode=755", *labels.mount_option("tmpfs", [], self._prepared.label)]
+            self._tmpfs = make_filesystem("tmpfs", "tmpfs", data)
             m.set_attributes(self._tmpfs, set=m.MOUNT_ATTR_RDONLY | m.MOUNT_ATTR_NOSUID | m.MOUNT_ATTR_NODEV)
             m.attach(self._tmpfs, target)
             return
@@ -260,7 +262,7 @@ def change_filesystem(mount: int, data: list[str]) -> None:
 
 def _configure(context: int, data: list[str]) -> None:
     for option in data:
-        for key in option.split(","):
+        for key in labels.parted(option):
             name, equals, value = key.partition("=")
             if equals:
                 m.fsconfig_string(context, name, value)
