@@ -88,13 +88,12 @@ class Creation:
         if not selinux.enabled():
             return "", ""
         security = self._record.spec.security
-        wanted = security.selinux or self._pod.spec.security.selinux
+        wanted = selinux.merged(security.selinux, self._pod.spec.security.selinux)
         return selinux.labels(wanted, privileged=security.privileged, pod_id=self._pod.id)
 
     def _label(self, document: dict[str, Any], files: str) -> None:
         """Put the labels where they belong: in the configuration, on the volumes that want it, and on our own files."""
         process, label = self._labels
-        document["process"].pop("selinuxLabel", None)
         if not process:
             return
         document["process"]["selinuxLabel"] = process
@@ -122,7 +121,8 @@ class Creation:
         users = self._pod.namespace_paths.get("user", "")
         idmap = os.open(users, os.O_RDONLY | os.O_CLOEXEC) if users else -1
         try:
-            snapshot_mount.attach(selinux.labelled(mounts, self._labels[1]), f"{self._bundle}/rootfs", idmap)
+            mounts = selinux.labelled(mounts, self._labels[1], f"{self._bundle}/empty")
+            snapshot_mount.attach(mounts, f"{self._bundle}/rootfs", idmap)
         finally:
             if idmap >= 0:
                 os.close(idmap)
@@ -207,7 +207,7 @@ class Creation:
         view = self._engine.store.snapshots.view(
             f"{self._record.id}-image-{position}", self._engine.images.snapshot_of(image)
         )
-        snapshot_mount.attach(selinux.labelled(view, self._labels[1]), target)
+        snapshot_mount.attach(selinux.labelled(view, self._labels[1], f"{self._bundle}/empty"), target)
         if not mount.image_subpath:
             return target
         root = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -106,9 +106,6 @@ def _process(spec: ContainerSpec, pod: PodRecord, image: ContainerConfig, around
         process["oomScoreAdj"] = spec.resources.oom_score_adj
     if profile := apparmor.profile(spec.security):
         process["apparmorProfile"] = profile
-    selinux = spec.security.selinux
-    if selinux is not None and selinux.type:
-        process["selinuxLabel"] = f"{selinux.user}:{selinux.role}:{selinux.type}:{selinux.level}".rstrip(":")
     return process
 
 

@@ -15,10 +15,10 @@ import msgspec
 
 from sampan import network
 from sampan.cgroup import open_group
-from sampan.engine import checks, joining, podfiles
+from sampan.engine import checks, joining, podfiles, selinux
 from sampan.engine.model import Metadata, PodRecord, PodSpec, Resources
 from sampan.engine.mounts import oci_mappings
-from sampan.engine.records import Flights, new_id
+from sampan.engine.records import Flights
 from sampan.engine.stats import PodStats
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, Unavailable, WrongState
 from sampan.runtime.sandbox import destroy_sandbox
@@ -81,7 +81,8 @@ class Pods:
                 f'pod "{spec.metadata.name}" of this attempt exists as {existing.id[:12]} and is {existing.state}',
                 hint="remove it, or count metadata.attempt up",
             )
-        pod = PodRecord(id=new_id(), spec=spec, handler=handler, created_at=time.time_ns())
+        others = [pod.id for pod in engine.pod_records.list()] if selinux.enabled() else []
+        pod = PodRecord(id=selinux.new_pod_id(others), spec=spec, handler=handler, created_at=time.time_ns())
         driver = engine.config.cgroup_driver
         parent = spec.cgroup_parent or f"{engine.config.cgroup_root}/{engine.namespace}/{pod.id}"
         pod.cgroup_path = parent

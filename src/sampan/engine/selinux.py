@@ -7,17 +7,22 @@ pod's files are not another's.
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from sampan.engine.model import SelinuxLabel
+from sampan.engine.records import new_id
 from sampan.errors import InvalidInput, StageFailed
+from sampan.linux.selinux import ATTRIBUTE, enabled, lacks
+from sampan.storage.mount import escape
 
 if TYPE_CHECKING:
     from sampan.storage.mount import Mount
 
-_FOLDER = "/sys/fs/selinux/booleans"
-_ATTRIBUTE = "security.selinux"
+__all__ = ["enabled", "labelled", "labels", "level_of", "merged", "new_pod_id", "relabel"]
+
+#: What a request calls it.
+_FIELD = "config.linux.security_context.selinux_options"
 #: Categories that a policy has (c0 to c1023).
 _CATEGORIES = 1024
 #: Folders of the machine that never get a container's label: a volume may be in them, not one of them.
@@ -27,20 +32,35 @@ _SYSTEM = frozenset(
 )
 
 
-def enabled() -> bool:
-    """Whether this machine runs SELinux."""
-    return os.path.isdir(_FOLDER)
+def merged(own: SelinuxLabel | None, pods: SelinuxLabel | None) -> SelinuxLabel:
+    """A container's wishes, with those of its pod where it has none."""
+    own, pods = own or SelinuxLabel(), pods or SelinuxLabel()
+    return SelinuxLabel(*(getattr(own, part) or getattr(pods, part) for part in SelinuxLabel.__struct_fields__))
 
 
-def labels(wanted: SelinuxLabel | None, *, privileged: bool, pod_id: str) -> tuple[str, str]:
-    """Label of the container's process, and of its mounts; empty for a privileged one that asks for none."""
-    if wanted is None or not (wanted.user or wanted.role or wanted.type or wanted.level):
-        if privileged:
-            return "", ""
-        wanted = SelinuxLabel()
+def labels(wanted: SelinuxLabel, *, privileged: bool, pod_id: str) -> tuple[str, str]:
+    """Label of the container's process, and of its mounts; empty for a privileged one that asks for none.
+
+    Raises:
+        InvalidInput: The machine's policy lacks one of them.
+    """
+    if privileged and wanted == SelinuxLabel():
+        return "", ""
     user, level = wanted.user or "system_u", wanted.level or level_of(pod_id)
     process = f"{user}:{wanted.role or 'system_r'}:{wanted.type or 'container_t'}:{level}"
-    return process, f"{user}:object_r:container_file_t:{level}"
+    files = f"{user}:object_r:container_file_t:{level}"
+    for label in (process, files):
+        if lacks(label):
+            raise InvalidInput(f"this machine's policy has no label {label!r}", field=_FIELD)
+    return process, files
+
+
+def new_pod_id(others: Iterable[str], make: Callable[[], str] = new_id) -> str:
+    """An id whose categories none of the other pods has."""
+    taken = {level_of(other) for other in others}
+    while level_of(found := make()) in taken:
+        pass
+    return found
 
 
 def level_of(pod_id: str) -> str:
@@ -50,12 +70,31 @@ def level_of(pod_id: str) -> str:
     return f"s0:c{min(first, second)},c{max(first, second)}"
 
 
-def labelled(mounts: "Iterable[Mount]", label: str) -> "list[Mount]":
-    """A root file system's mounts, whose files all have the label (mount(8), ``context``)."""
-    return [
-        {**mount, "options": [*mount["options"], f"context={label}"]} if label and mount["type"] == "overlay" else mount
-        for mount in mounts
-    ]
+def labelled(mounts: "Iterable[Mount]", label: str, empty: str) -> "list[Mount]":
+    """A snapshot's mounts, whose files all have the label (mount(8), ``context``).
+
+    A bind mount can't have it: a container's own files are labelled themselves; of a layer that others see too, an
+    overlay is made, which wants two layers.
+
+    Args:
+        mounts: As the snapshotter gave them.
+        label: Or an empty string.
+        empty: Path of a directory to be made where the other layer is wanted.
+    """
+    if not label:
+        return list(mounts)
+    return [_labelled(mount, label, empty) for mount in mounts]
+
+
+def _labelled(mount: "Mount", label: str, empty: str) -> "Mount":
+    options = mount["options"]
+    if mount["type"] != "overlay":
+        if "ro" not in options:
+            relabel(mount["source"], label)
+            return mount
+        os.makedirs(empty, 0o755, exist_ok=True)
+        options = [f"lowerdir={escape(mount['source'])}:{escape(empty)}", "ro"]
+    return {"type": "overlay", "source": "overlay", "options": [*options, f"context={label}"]}
 
 
 def relabel(path: str, label: str, field: str = "") -> None:
@@ -75,19 +114,19 @@ def relabel(path: str, label: str, field: str = "") -> None:
                     # By the folder's descriptor: its own path may lead elsewhere by now.
                     _set(f"/proc/self/fd/{fd}/{name}", value)
     except OSError as error:
-        raise StageFailed("label the volume", error, path=path) from error
+        raise StageFailed("set SELinux labels", error, path=path) from error
 
 
 def _set(path: str, value: bytes) -> None:
     try:
         # Writing costs a write to the disk, and most files have the label from the container's last start.
-        if os.getxattr(path, _ATTRIBUTE, follow_symlinks=False) == value:
+        if os.getxattr(path, ATTRIBUTE, follow_symlinks=False) == value:
             return
     except OSError as error:
         if error.errno == errno.ENOENT:
             return
     try:
-        os.setxattr(path, _ATTRIBUTE, value, follow_symlinks=False)
+        os.setxattr(path, ATTRIBUTE, value, follow_symlinks=False)
     except OSError as error:
         if error.errno not in (errno.ENOTSUP, errno.ENOENT):
             raise

@@ -177,7 +177,7 @@ def _older_overlay(source: str, options: list[str], attributes: int, idmap: int)
                 _give(upper, os.stat(layers[0]))
         point = f"{folder}/merged"
         os.mkdir(point)
-        kernel.mount(source, point, "overlay", 0, ",".join(f"{key}={v}" if v else key for key, v in values.items()))
+        kernel.mount(source, point, "overlay", 0, ",".join(_option(*each) for each in values.items()))
         mounted.append(point)
         return _clone(point, attributes, -1)
     finally:
@@ -186,6 +186,13 @@ def _older_overlay(source: str, options: list[str], attributes: int, idmap: int)
         for name in os.listdir(folder):
             os.rmdir(f"{folder}/{name}")
         os.rmdir(folder)
+
+
+def _option(key: str, value: str) -> str:
+    """As mount(2) takes it; the categories of a label (``context``) are parted by commas, so that it is quoted."""
+    if key == "context":
+        return f'{key}="{value}"'
+    return f"{key}={value}" if value else key
 
 
 def _placed(layer: str, point: str, idmap: int, mounted: list[str]) -> str:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, StageFailed, Unsupported, WrongState
-from sampan.linux import tree
+from sampan.linux import selinux, tree
 from sampan.linux.flock import is_free
 from sampan.linux.syscall import libc
 from sampan.storage.content import locked
@@ -157,6 +157,8 @@ class DirectorySnapshotter(ABC):
             try:
                 # Searchable: a pod's user namespace has another root, which must get through.
                 os.mkdir(directory, 0o711)
+                # An overlay's own label does not do: mprotect(2) asks for that of the layer's file.
+                selinux.share(directory)
             except FileExistsError:
                 continue
             except OSError as error:
