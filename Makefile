@@ -52,7 +52,7 @@ bench: ## Measure side by side with runc and containerd, print ratios beside the
 	@scripts/setup bench
 	@$(PYTHON) bench/run.py $(BENCH)
 
-test-vm: ## The integration tests and critest's AppArmor specs in an emulated machine with cgroup v2, AppArmor, systemd.
+test-vm: ## The integration tests and critest's AppArmor specs in an emulated machine with cgroup v2, AppArmor, SELinux, systemd.
 	@scripts/setup test
 	@scripts/setup conformance
 	@scripts/setup vm

@@ -1,8 +1,9 @@
 """Runs the integration tests, and critest's AppArmor specs, in virtual machines with cgroup v2 alone and AppArmor on.
 
-Three kinds of boots: the tests under an init that does nothing, divided among as many machines as there are processors;
-the tests of the systemd driver under systemd; critest. An emulated machine uses one processor, so that many run at a
-time. What their programs say is printed as it comes and kept under .work/vm.
+Four kinds of boots: the tests under an init that does nothing, divided among as many machines as there are processors;
+the tests of the systemd driver under systemd; those of SELinux, which then takes AppArmor's place; critest. An emulated
+machine uses one processor, so that many run at a time. What their programs say is printed as it comes and kept under
+.work/vm.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ NOT_HERE: dict[str, str] = {
 }
 #: What is tested under systemd.
 SYSTEMD = ["test_systemd_scopes.py"]
+#: What is tested where the kernel enforces the policy of selinux.cil.
+SELINUX = ["test_selinux.py"]
+#: Categories of the policy.
+CATEGORIES = [f"c{number}" for number in range(1024)]
 #: Units (systemd-NAME.service) that would only take time.
 MASKED = ("udev-trigger", "timesyncd", "binfmt", "random-seed")
 #: Each machine may take 4 GB of memory.
@@ -62,7 +67,7 @@ StandardError=inherit
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make test-vm VM=...", description=__doc__)
-    parser.add_argument("--only", choices=("tests", "systemd", "critest"), help="one of the three boots")
+    parser.add_argument("--only", choices=("tests", "systemd", "selinux", "critest"), help="one of the four boots")
     parser.add_argument("--timeout", type=float, default=3 * 3600, help="seconds for one boot")
     parser.add_argument("--shell", default="", help="one boot: run this command instead of tests")
     parser.add_argument("pytest", nargs="*", help="one boot: arguments for pytest instead of the whole list")
@@ -90,12 +95,12 @@ class Boot:
     Attributes:
         name: Of its folder under .work/vm.
         command: For bash, in the guest.
-        systemd: Whether its init is systemd.
+        kind: ``systemd`` if that is its init, ``selinux`` if the kernel runs that; else empty.
     """
 
     name: str
     command: str
-    systemd: bool = False
+    kind: str = ""
 
     def run(self, timeout: float) -> int:
         """The command's exit status."""
@@ -103,7 +108,11 @@ class Boot:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         start = self._prepare(folder)
-        append = " ".join(f"systemd.mask=systemd-{unit}.service" for unit in MASKED) if self.systemd else ""
+        append = ""
+        if self.kind == "systemd":
+            append = " ".join(f"systemd.mask=systemd-{unit}.service" for unit in MASKED)
+        elif self.kind == "selinux":
+            append = "security=selinux"
         began = time.monotonic()
         with open(folder / "output", "w", encoding="utf-8") as output:
 
@@ -122,13 +131,26 @@ class Boot:
         (folder / "environment").write_text(f"export PATH={shlex.quote(path)}\nAPPARMOR={shlex.quote(str(apparmor))}\n")
         (folder / "command").write_text(f"{self.command}\n")
         guest = HERE / "guest"
-        if self.systemd:
+        if self.kind == "selinux":
+            compile_policy(folder)
+        systemd = self.kind == "systemd"
+        if systemd:
             (folder / "tests.service").write_text(UNIT.format(guest=guest, folder=folder, root=ROOT, path=path))
         start = folder / "start"
-        init = "systemd" if self.systemd else ""
+        init = "systemd" if systemd else ""
         start.write_text(f"#!/bin/bash\ncd {shlex.quote(str(ROOT))}\nexec {guest} {folder} {init}\n")
         start.chmod(0o755)
         return start
+
+
+def compile_policy(folder: Path) -> None:
+    """Writes the binary ``policy`` that the guest loads; secilc is unpacked and not installed."""
+    categories = folder / "categories.cil"
+    each = "\n".join(f"(category {name})" for name in CATEGORIES)
+    categories.write_text(f"{each}\n(categoryorder ({' '.join(CATEGORIES)}))\n")
+    secilc = debian.unpack("secilc") / "usr/bin/secilc"
+    made = ["-o", str(folder / "policy"), "-f", os.devnull]
+    subprocess.run([str(secilc), *made, str(HERE / "selinux.cil"), str(categories)], check=True)
 
 
 def critest() -> list[Boot]:
@@ -146,18 +168,20 @@ def critest() -> list[Boot]:
 
 def boots(wanted: argparse.Namespace, parts: int) -> list[Boot]:
     """What the command line asks for; the longest first."""
+    kind = wanted.only if wanted.only in ("systemd", "selinux") else ""
     if wanted.shell:
-        return [Boot("shell", wanted.shell, systemd=wanted.only == "systemd")]
+        return [Boot("shell", wanted.shell, kind)]
     if wanted.pytest:
-        return [Boot("chosen", pytest(wanted.pytest), systemd=wanted.only == "systemd")]
+        return [Boot("chosen", pytest(wanted.pytest), kind)]
     found = []
     if wanted.only in (None, "tests"):
         for name, reason in NOT_HERE.items():
             print(f"tests: not here: {name}: {reason}")
         files = tests()
         found += [Boot(f"tests-{part + 1}", pytest(files[part::parts])) for part in range(parts)]
-    if wanted.only in (None, "systemd"):
-        found.append(Boot("systemd", pytest([f"tests/integration/{name}" for name in SYSTEMD]), systemd=True))
+    for kind, names in (("systemd", SYSTEMD), ("selinux", SELINUX)):
+        if wanted.only in (None, kind):
+            found.append(Boot(kind, pytest([f"tests/integration/{name}" for name in names]), kind))
     if wanted.only in (None, "critest"):
         found += critest()
     return found
