@@ -77,6 +77,19 @@ def test_limits_are_the_kernels(group: Group) -> None:
     assert read_file(f"{paths['pids']}/pids.max") == "20\n"
 
 
+def test_a_cpuset_has_its_parents_processors_whoever_made_the_parent(group: Group) -> None:
+    v1_only()
+    cpuset = group.paths()["cpuset"]
+    assert read_file(f"{os.path.dirname(cpuset)}/cgroup.clone_children") == "1\n"  # ours: the kernel fills its children
+    others = f"{cpuset}/others"
+    os.mkdir(others)
+    open_group(f"{group.path}/others/inner").create()  # neither has any before
+    for directory in (cpuset, others, f"{others}/inner"):
+        assert read_file(f"{directory}/cpuset.cpus") == read_file(f"{layout().controllers['cpuset']}/cpuset.cpus")
+        assert read_file(f"{directory}/cpuset.mems").strip()
+    assert read_file(f"{others}/cgroup.clone_children") == "0\n"
+
+
 def test_memory_and_swap_move_up_and_down(group: Group) -> None:
     v1_only()
     directory = group.paths()["memory"]

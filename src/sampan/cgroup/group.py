@@ -180,6 +180,20 @@ def write(stage: str, path: str, value: str, *, field: str = "") -> None:
         raise StageFailed(f"set {stage} to {value!r}", error, path=path, hint=hint) from error
 
 
+def write_each(stage: str, path: str, values: list[str]) -> None:
+    """Write values into a file that takes them one by one; the one that is refused is named in the error."""
+    value = ""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            for value in values:
+                os.write(fd, value.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise StageFailed(f"set {stage} to {value!r}", error, path=path) from error
+
+
 def signal_pids(pids: list[int], signal: int) -> None:
     """Send a signal to each process; those that ended meanwhile are passed over."""
     for pid in pids:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _MARK = "trusted.sampan.made"
+#: Links of a directory that holds no other.
+_NO_CHILDREN = 2
 #: Seconds that removal waits for the last processes of a group to be gone from it.
 _REMOVAL_PATIENCE = 5.0
 _V1_CONTROLLERS = frozenset(
@@ -176,25 +178,33 @@ def write_file(path: str, value: str) -> None:
         os.close(fd)
 
 
-def make_directory(point: str, path: str, adopt: Callable[[str], None] | None = None) -> bool:
+def make_directory(
+    point: str, path: str, adopt: Callable[[str, bool], bool] | None = None, *, parents_first: bool = False
+) -> bool:
     """Make the group ``path`` in the hierarchy mounted at ``point``, with its parents.
 
     Args:
         point: Mount point.
         path: Cgroup path under it.
-        adopt: Called with each directory made or found on the way, topmost first, the group's own included.
+        adopt: Called with a directory, and whether it is a parent that we made: with the group's own, if we made it;
+            and where that returns False, with each on the way, topmost first.
+        parents_first: Each on the way comes first in any case.
 
     Returns:
         Whether the group was made; False if it was there.
     """
     leaf = point + path
-    if adopt is None:
+    made = False
+    if not parents_first:
         # The common case, in one call: the parent is there and the group is not.
         try:
             os.mkdir(leaf, 0o755)
-            return True
+            made = True
+            if adopt is None or adopt(leaf, False):
+                return True
         except FileExistsError:
-            return False
+            if adopt is None:
+                return False
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -202,7 +212,7 @@ def make_directory(point: str, path: str, adopt: Callable[[str], None] | None = 
     # A parent may be removed by someone else's clean-up between its making and the making of its child.
     for _ in range(64):
         try:
-            return _make_chain(point, path, adopt)
+            return _make_chain(point, path, adopt) or made
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -210,7 +220,7 @@ def make_directory(point: str, path: str, adopt: Callable[[str], None] | None = 
     raise StageFailed("make cgroup", OSError(errno.ENOENT, "a parent keeps vanishing"), path=leaf)
 
 
-def _make_chain(point: str, path: str, adopt: Callable[[str], None] | None) -> bool:
+def _make_chain(point: str, path: str, adopt: Callable[[str, bool], bool] | None) -> bool:
     here = point
     made = False
     parts = [part for part in path.split("/") if part]
@@ -224,7 +234,7 @@ def _make_chain(point: str, path: str, adopt: Callable[[str], None] | None) -> b
         except FileExistsError:
             made = False
         if adopt is not None:
-            adopt(here)
+            adopt(here, made and index < len(parts) - 1)
     return made
 
 
@@ -280,6 +290,8 @@ def _remove_parents(point: str, path: str) -> None:
     parent = os.path.dirname(path)
     while parent not in ("/", ""):
         try:
+            if os.stat(point + parent).st_nlink > _NO_CHILDREN:
+                return
             os.getxattr(point + parent, _MARK)
             os.rmdir(point + parent)
         except OSError:

@@ -14,7 +14,7 @@ import os
 import time
 
 from sampan.cgroup import devices, hierarchy, v1_limits, v1_stats
-from sampan.cgroup.group import SIGKILL, Group, Joiner, signal_pids, write
+from sampan.cgroup.group import SIGKILL, Group, Joiner, signal_pids, write, write_each
 from sampan.cgroup.oom import OomWatch
 from sampan.errors import InvalidInput, StageFailed, TimedOut, Unsupported
 
@@ -123,10 +123,11 @@ class GroupV1(Group):
             if policy.allow_all and not policy.exceptions:
                 return
             raise Unsupported("devices cannot be restricted: the cgroup v1 devices controller is not mounted")
-        for name, text in policy.writes():
-            if policy.allow_all and text == "a" and _allows_all(directory):
-                continue
-            write("device rule", f"{directory}/{name}", text)
+        first, *exceptions = policy.writes()
+        if not (policy.allow_all and _allows_all(directory)):
+            write("device rule", f"{directory}/{first[0]}", first[1])
+        if exceptions:
+            write_each("device rule", f"{directory}/{exceptions[0][0]}", [text for _, text in exceptions])
 
     def stats(self) -> dict[str, Any]:
         return v1_stats.gather(self._directories)
@@ -184,7 +185,7 @@ class GroupV1(Group):
         pids = self.pids()
         if pids:
             self._signal_all(pids, signal)
-        if fatal and self.frozen():
+        if fatal and pids and self.frozen():
             self._thaw_what_is_left()  # a frozen process dies only when thawed
 
     def _signal_all(self, pids: list[int], signal: int) -> None:
@@ -247,12 +248,26 @@ def _under(base: str, path: str) -> str:
     return f"{base.rstrip('/')}/{path}"
 
 
-def _fill_cpuset(directory: str) -> None:
-    """Give a new cpuset its parent's processors and memory nodes: until it has both, no process can join it."""
+def _fill_cpuset(directory: str, ours: bool) -> bool:
+    """Give a cpuset its parent's processors and memory nodes: until it has both, no process can join it.
+
+    In a parent that we made the kernel does so itself for each new child (cgroup-v1/cpusets, "cgroup.clone_children"),
+    which spares a look at each cpuset of the machine.
+
+    Returns:
+        Whether it has both now; not if its parent has not.
+    """
     parent = os.path.dirname(directory)
     for name in ("cpuset.cpus", "cpuset.mems"):
-        if not hierarchy.read_file(f"{directory}/{name}").strip():
-            hierarchy.write_file(f"{directory}/{name}", hierarchy.read_file(f"{parent}/{name}").strip())
+        if hierarchy.read_file(f"{directory}/{name}").strip():
+            continue
+        value = hierarchy.read_file(f"{parent}/{name}").strip()
+        if not value:
+            return False
+        hierarchy.write_file(f"{directory}/{name}", value)
+    if ours:
+        hierarchy.write_file(f"{directory}/cgroup.clone_children", "1")
+    return True
 
 
 def _allows_all(directory: str) -> bool:

@@ -51,7 +51,7 @@ class GroupV2(Group):
         enable_controllers(self._point)
         made = False
         try:
-            made = hierarchy.make_directory(self._point, self.path, self._adopt)
+            made = hierarchy.make_directory(self._point, self.path, self._adopt, parents_first=True)
             kind = hierarchy.read_file(f"{self._directory}/cgroup.type").strip()
             if kind not in ("domain", "domain threaded"):
                 raise Unsupported(
@@ -63,9 +63,10 @@ class GroupV2(Group):
                 hierarchy.remove_directory(self._point, self.path)
             raise
 
-    def _adopt(self, directory: str) -> None:
+    def _adopt(self, directory: str, _ours: bool) -> bool:
         if directory != self._directory:
             enable_controllers(directory)
+        return True
 
     def join(self, pid: int = 0) -> None:
         if pid == 0:

@@ -67,13 +67,7 @@ def owner(config: RuntimeConfig) -> int:
 
 def _open(directory: str) -> int:
     trace.step("open cgroup to mount", directory)
-    fd = m.open_tree(m.AT_FDCWD, directory, m.OPEN_TREE_CLONE | m.OPEN_TREE_CLOEXEC)
-    try:
-        m.set_attributes(fd, propagation=m.MS_PRIVATE)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    return m.open_tree(m.AT_FDCWD, directory, m.OPEN_TREE_CLONE | m.OPEN_TREE_CLOEXEC)
 
 
 def mount_cgroup(root: int, one: Prepared, trees: list[tuple[str, int]]) -> None:
@@ -88,7 +82,7 @@ def mount_cgroup(root: int, one: Prepared, trees: list[tuple[str, int]]) -> None
     try:
         refuse_proc(target, one)
         if len(trees) == 1 and not trees[0][0]:
-            set_attributes(trees[0][1], one.options)
+            _set_attributes(trees[0][1], one)
             m.attach(trees[0][1], target)
             propagate(trees[0][1], one)
             return
@@ -107,12 +101,17 @@ def mount_cgroup(root: int, one: Prepared, trees: list[tuple[str, int]]) -> None
 
 def _mount_one(top: int, name: str, tree: int, one: Prepared) -> None:
     os.mkdir(name, 0o755, dir_fd=top)
-    set_attributes(tree, one.options)
-    place = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
-    try:
-        m.attach(tree, place)
-    finally:
-        os.close(place)
+    _set_attributes(tree, one)
+    # By name, once: it was made a moment ago in a file system that nobody else has seen.
+    m.move_mount(tree, "", top, name, m.MOVE_MOUNT_F_EMPTY_PATH)
     if "," in name:
         for each in name.split(","):
             os.symlink(name, each, dir_fd=top)
+
+
+def _set_attributes(tree: int, one: Prepared) -> None:
+    """Take a group's mount out of its peers, and give it what the options name."""
+    options = one.options
+    m.set_attributes(tree, set=options.set, clear=options.clear, propagation=m.MS_PRIVATE)
+    if options.recursive_set or options.recursive_clear:
+        m.set_attributes(tree, set=options.recursive_set, clear=options.recursive_clear, recursive=True)

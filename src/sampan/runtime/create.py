@@ -358,7 +358,7 @@ def refuse_occupied(group: Group) -> None:
     Raises:
         WrongState: It has processes.
     """
-    if group.exists() and group.pids():
+    if group.pids():
         raise WrongState(
             f"cgroup {group.path} has processes already",
             hint="another container is in it: give this one a linux.cgroupsPath of its own",
