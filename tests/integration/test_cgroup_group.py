@@ -81,13 +81,19 @@ def test_a_cpuset_has_its_parents_processors_whoever_made_the_parent(group: Grou
     v1_only()
     cpuset = group.paths()["cpuset"]
     assert read_file(f"{os.path.dirname(cpuset)}/cgroup.clone_children") == "1\n"  # ours: the kernel fills its children
-    others = f"{cpuset}/others"
-    os.mkdir(others)
-    open_group(f"{group.path}/others/inner").create()  # neither has any before
-    for directory in (cpuset, others, f"{others}/inner"):
-        assert read_file(f"{directory}/cpuset.cpus") == read_file(f"{layout().controllers['cpuset']}/cpuset.cpus")
-        assert read_file(f"{directory}/cpuset.mems").strip()
-    assert read_file(f"{others}/cgroup.clone_children") == "0\n"
+    others = f"{ROOT}-others-{os.getpid()}"
+    point = layout().controllers["cpuset"]
+    os.mkdir(point + others)
+    inner = open_group(f"{others}/inner")
+    try:
+        inner.create()  # neither has any before
+        for directory in (cpuset, point + others, f"{point}{others}/inner"):
+            assert read_file(f"{directory}/cpuset.cpus") == read_file(f"{point}/cpuset.cpus")
+            assert read_file(f"{directory}/cpuset.mems").strip()
+        assert read_file(f"{point}{others}/cgroup.clone_children") == "0\n"
+    finally:
+        inner.remove()
+        os.rmdir(point + others)
 
 
 def test_memory_and_swap_move_up_and_down(group: Group) -> None:
