@@ -27,6 +27,7 @@ SPY = r"""#!/bin/sh
 case $CNI_ARGS in *K8S_POD_NAME=$(cat {folder}/hang-$CNI_COMMAND || echo /)\;*)
     echo $CNI_COMMAND $$ > {folder}/asked; cat {folder}/pipe > /dev/null;;
 esac 2> /dev/null
+test $CNI_COMMAND != GC -o ! -e {folder}/hang-GC || cat {folder}/pipe
 {{ echo $CNI_COMMAND; echo $CNI_ARGS; echo $CNI_IFNAME; cat; echo; }} >> {folder}/seen
 echo seen at $CNI_COMMAND >&2
 test $CNI_COMMAND != ADD || echo '{{"cniVersion":"1.0.0","ips":[{{"address":"10.89.84.9/24"}}]}}'
@@ -243,6 +244,23 @@ def test_one_that_hangs_over_a_dead_pod_holds_up_no_start(node: Node) -> None:
     assert node.attached() == {other}
     assert not (node.folder / "state/ns" / dead).exists()
     node.run("heir", port_mappings=port)
+
+
+def test_one_that_hangs_over_garbage_holds_up_no_start(node: Node) -> None:
+    """It is asked before others may join its network, which it could take for garbage; and ended soon."""
+    node.configure(bridge(), {"type": "spy"}, version="1.1.0")
+    pod = node.run("web")
+    node.hang("GC", "")
+    node.crash()
+    node.start()
+    assert "left to a later reconcile: network net: CNI plugin spy did not end its GC within" in node.log.read_text()
+    other = node.run("other")
+    assert node.ready() == {pod: True, other: True}
+    (node.folder / "hang-GC").unlink()
+    node.crash()
+    node.start()
+    garbage = [json.loads(line) for line in (node.folder / "seen").read_text().splitlines() if "valid-attach" in line]
+    assert [{each["containerID"] for each in seen["cni.dev/valid-attachments"]} for seen in garbage] == [{pod, other}]
 
 
 def test_one_that_hangs_over_a_half_made_pod_keeps_no_name(node: Node) -> None:

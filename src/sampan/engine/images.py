@@ -14,6 +14,7 @@ import msgspec
 
 from sampan.engine.model import ContainerRecord, ImageRecord
 from sampan.errors import Exhausted, InvalidInput, NotFound, StageFailed
+from sampan.image.model import ImageIndex
 from sampan.image.reference import Reference
 from sampan.spec import image as spec
 from sampan.storage import transfer
@@ -220,8 +221,7 @@ class Images:
 
     def target(self, reference: str) -> spec.Descriptor:
         """What a name, a digest or an id leads to: an index or a manifest, whatever its platforms; see :meth:`get`."""
-        info = self._engine.store.content.info(self._find(reference))
-        return spec.Descriptor(media_type=info.media_type, digest=info.digest, size=info.size)
+        return self._descriptor(self._find(reference))
 
     def _find(self, reference: str) -> str:
         """Digest of the target that ``reference`` leads to."""
@@ -268,17 +268,14 @@ class Images:
         Raises:
             NotFound: A part is not stored.
         """
-        content = self._engine.store.content
-        info = content.info(digest)
-        document = spec.decode_manifest(content.read(digest), info.media_type)
-        if isinstance(document, spec.Index):
-            chosen = spec.select_platform(document, None)
-            nested = self._read_content(chosen.digest)
-            return nested._replace(size=nested.size + info.size)
-        config = spec.decode_config(content.read(document.config.digest))
-        manifest = spec.Descriptor(media_type=info.media_type, digest=digest, size=info.size)
-        size = info.size + document.config.size + sum(layer.size for layer in document.layers)
-        return _Content(manifest, document.config.digest, config, size)
+        found = transfer.image(self._engine.store, self._descriptor(digest))
+        image = found.select() if isinstance(found, ImageIndex) else found
+        size = image.size if image is found else image.size + found.descriptor.size
+        return _Content(image.descriptor, image.id, image.config, size)
+
+    def _descriptor(self, digest: str) -> spec.Descriptor:
+        info = self._engine.store.content.info(digest)
+        return spec.Descriptor(media_type=info.media_type, digest=digest, size=info.size)
 
     def _record(self, digest: str) -> ImageRecord:
         """The record of the image that ``digest`` leads to, with every name of the same image."""
