@@ -98,6 +98,7 @@ class Creation:
             "cgroup": linux.get("cgroupsPath") or default_cgroup(directory.container_id, self.options),
             "systemd": options.systemd_cgroup,
             "annotations": config.get("annotations") or {},
+            "hooks": [kind for kind, several in (config.get("hooks") or {}).items() if several],
         }
         if self.config is not config:
             self.record["empty"] = True

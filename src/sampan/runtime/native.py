@@ -112,7 +112,7 @@ class NativeHandler:
             report = os.open(directory.file("report.fifo"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 os.write(fifo, b"\n")
-                message = _read_report(report, patient=b'"startContainer"' in directory.read("config.json"))
+                message = _read_report(report, patient=_may_have(record, "startContainer"))
             finally:
                 os.close(report)
         finally:
@@ -353,7 +353,7 @@ class NativeHandler:
         A poststop hook comes too late to undo anything: its failure is the log's. So is a poststart hook's until
         version 1.3 of the specification, which has it stop the container.
         """
-        if b'"hooks"' not in directory.read("config.json"):
+        if not _may_have(record, kind):
             return
         from sampan.runtime import hooks
 
@@ -370,6 +370,11 @@ class NativeHandler:
                     self.kill(directory.container_id, 9)
                     raise
                 os.write(2, f"sampan-runtime: {error}\n".encode())
+
+
+def _may_have(record: dict[str, Any], kind: str) -> bool:
+    """Whether a container has hooks of a kind; its configuration says of one that an older version made."""
+    return kind in record.get("hooks", (kind,))
 
 
 def _version(text: str) -> tuple[int, int]:

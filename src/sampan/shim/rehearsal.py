@@ -158,7 +158,7 @@ class _Player:
             _wait(begin, report)
         os.close(begin)
         os.close(report)
-        record = {"id": container_id, "pid": pid, "start": start_time(pid), "cgroup": "", "systemd": False}
+        record = {"id": container_id, "pid": pid, "start": start_time(pid), "cgroup": "", "systemd": False, "hooks": []}
         directory.write("config.json", b"{}")
         directory.store({**record, "bundle": bundle, "annotations": {}, "ociVersion": ""})
         return Created(pid)
