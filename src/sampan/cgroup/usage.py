@@ -3,7 +3,11 @@
 All the others are in ``v1_stats`` and ``v2_stats``. Files that a machine's controllers don't have count as empty; that
 the group itself is not there is an error, so that no counter seems to start anew.
 
-The files stay open: to open one and to close it again takes the kernel five times as long as to read it.
+The files stay open: to open one and to close it again takes the kernel five times as long as to read it. Where a
+reading need not be complete, ``memory.stat``, which takes longer than all the others, is not looked at of a group that
+has not run since: whose processor time, number of processes and memory are what they were. What others do to it, for
+one reclaim, shows in its memory too, but for shifts among the kernel's lists, and for less than 64 pages of each
+processor; so it is looked at every minute all the same.
 """
 
 # ruff: noqa: D102 - what read() promises is said once, in Meter
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
 _RESOURCES = ("cpu", "memory", "io")
 #: Bytes that the longest of the files fits into, ``memory.stat`` with a hundred keys.
 _LARGE = 8192
+#: Seconds after which ``memory.stat`` is looked at although the group has not run.
+_COMPLETE = 60.0
 
 
 class Usage:
@@ -106,8 +113,11 @@ class Meter:
     #: The most that it has open.
     FILES = 8
 
-    def read(self) -> Usage:
+    def read(self, *, complete: bool = True) -> Usage:
         """What the group uses now.
+
+        Args:
+            complete: Take memory apart even if the group has not run since.
 
         Raises:
             FileNotFoundError: It is not there any more.
@@ -125,19 +135,19 @@ class MeterV1(Meter):
         FileNotFoundError: The group is not there.
     """
 
-    __slots__ = ("_files",)
+    __slots__ = ("_files", "_statistics")
+    _KEYS = (b"\ntotal_rss ", b"\ntotal_swap ", b"\ntotal_pgfault ", b"\ntotal_pgmajfault ", b"\ntotal_inactive_file ")
 
     def __init__(self, directories: dict[str, str]) -> None:
-        files = ("cpuacct.usage", "memory.usage_in_bytes", "memory.stat", "pids.current")
+        files = ("cpuacct.usage", "memory.usage_in_bytes", "pids.current")
         found = ((directories.get(name.partition(".")[0], ""), name) for name in files)
         self._files = _Files(f"{directory}/{name}" if directory else "" for directory, name in found)
+        memory = directories.get("memory", "")
+        self._statistics = _Statistics(f"{memory}/memory.stat" if memory else "", self._KEYS)
 
-    def read(self) -> Usage:
-        cpu, memory, statistics, processes = self._files.read()
-        rss, swap, faults, major, inactive_file = _values(
-            statistics,
-            (b"\ntotal_rss ", b"\ntotal_swap ", b"\ntotal_pgfault ", b"\ntotal_pgmajfault ", b"\ntotal_inactive_file "),
-        )
+    def read(self, *, complete: bool = True) -> Usage:
+        cpu, memory, processes = others = self._files.read()
+        rss, swap, faults, major, inactive_file = self._statistics.read(others, complete=complete)
         return Usage(
             cpu=int(cpu or 0),
             memory=int(memory or 0),
@@ -160,19 +170,19 @@ class MeterV2(Meter):
         FileNotFoundError: The group is not there.
     """
 
-    __slots__ = ("_files", "_pressure")
+    __slots__ = ("_files", "_pressure", "_statistics")
+    _KEYS = (b"\nanon ", b"\ninactive_file ", b"\npgfault ", b"\npgmajfault ")
 
     def __init__(self, directory: str) -> None:
-        files = ("memory.current", "memory.stat", "memory.swap.current", "pids.current")
+        files = ("memory.current", "memory.swap.current", "pids.current")
         self._files = _Files([f"{directory}/cpu.stat", *(_if_there(f"{directory}/{name}") for name in files)])
+        self._statistics = _Statistics(_if_there(f"{directory}/memory.stat"), self._KEYS)
         self._pressure = Pressure(directory)
 
-    def read(self) -> Usage:
-        times, memory, statistics, swap, processes = self._files.read()
+    def read(self, *, complete: bool = True) -> Usage:
+        times, memory, swap, processes = others = self._files.read()
         (cpu,) = _values(times, (b"\nusage_usec ",))
-        rss, inactive_file, faults, major = _values(
-            statistics, (b"\nanon ", b"\ninactive_file ", b"\npgfault ", b"\npgmajfault ")
-        )
+        rss, inactive_file, faults, major = self._statistics.read(others, complete=complete)
         return Usage(
             cpu=cpu * 1000,
             memory=int(memory or 0),
@@ -183,6 +193,31 @@ class MeterV2(Meter):
             processes=int(processes or 0),
             pressure=self._pressure.read(),
         )
+
+
+class _Statistics:
+    """Some values of ``memory.stat``.
+
+    Args:
+        path: Where it is; empty: nowhere.
+        keys: See :func:`_values`.
+    """
+
+    __slots__ = ("_file", "_keys", "_last")
+
+    def __init__(self, path: str, keys: tuple[bytes, ...]) -> None:
+        self._file = _Files([path])
+        self._keys = keys
+        #: When it was looked at, what the group's other files said then, and the values.
+        self._last: tuple[float, list[bytes], list[int]] = (0.0, [], [])
+
+    def read(self, others: list[bytes], *, complete: bool) -> list[int]:
+        looked_at, before, values = self._last
+        now = time.monotonic()
+        if complete or others != before or now - looked_at > _COMPLETE:
+            values = _values(self._file.read()[0], self._keys)
+            self._last = (now, others, values)
+        return values
 
 
 class Pressure:

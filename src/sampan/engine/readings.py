@@ -63,11 +63,11 @@ class Readings:
         if not fresh and last is not None and 0 <= now - last.timestamp < _YOUNG:
             return last
         try:
-            usage = self._meters.get(path, now).read()
+            usage = self._meters.get(path, now).read(complete=fresh)
         except FileNotFoundError:
             # A group of the same path may have been made since its files were opened.
             self._meters.drop(path)
-            usage = self._meters.get(path, now).read()
+            usage = self._meters.get(path, now).read(complete=fresh)
         with self._lock:
             if last is None and len(self._last) >= _MOST:
                 oldest = next(iter(self._last))

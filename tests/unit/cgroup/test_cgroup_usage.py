@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sampan.cgroup import usage
 from sampan.cgroup.usage import MeterV1, MeterV2, Pressure
 
 _V1 = """cache 1
@@ -46,22 +47,42 @@ def test_v1(tmp_path: Path) -> None:
     cpu = _write(tmp_path / "cpu", {"cpuacct.usage": "12345\n"})
     pids = _write(tmp_path / "pids", {"pids.current": "3\n"})
     meter = MeterV1({"memory": memory, "cpu": cpu, "cpuacct": cpu, "pids": pids, "": "/unified"})
-    usage = meter.read()
-    assert (usage.cpu, usage.memory, usage.inactive_file, usage.rss, usage.swap) == (12345, 100, 10, 4, 0)
-    assert (usage.faults, usage.processes, usage.pressure, usage.working_set) == ((7, 8), 3, {}, 90)
+    told = meter.read()
+    assert (told.cpu, told.memory, told.inactive_file, told.rss, told.swap) == (12345, 100, 10, 4, 0)
+    assert (told.faults, told.processes, told.pressure, told.working_set) == ((7, 8), 3, {}, 90)
     # It reads anew; the order of the keys is the kernel's business.
     _write(tmp_path / "memory", {"memory.stat": "total_inactive_file 20\ntotal_swap 30\ntotal_rss 40\n"})
     _write(tmp_path / "cpu", {"cpuacct.usage": "12346\n"})
-    usage = meter.read()
-    assert (usage.cpu, usage.inactive_file, usage.rss, usage.swap, usage.faults) == (12346, 20, 40, 30, (0, 0))
+    told = meter.read()
+    assert (told.cpu, told.inactive_file, told.rss, told.swap, told.faults) == (12346, 20, 40, 30, (0, 0))
     assert _open_files() == before + 4
     del meter
     assert _open_files() == before
 
 
+def test_memory_is_taken_apart_when_the_group_has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rss(size: int) -> None:
+        _write(tmp_path, {"memory.stat": f"total_rss {size}\n"})
+
+    files = {"cpuacct.usage": "1\n", "memory.usage_in_bytes": "1\n", "pids.current": "1\n"}
+    rss(10)
+    meter = MeterV1(dict.fromkeys(("cpuacct", "memory", "pids"), _write(tmp_path, files)))
+    assert meter.read(complete=False).rss == 10
+    rss(20)
+    assert meter.read(complete=False).rss == 10
+    assert meter.read(complete=True).rss == 20
+    for size, name in enumerate(files):
+        rss(size)
+        _write(tmp_path, {name: "2\n"})
+        assert meter.read(complete=False).rss == size
+    rss(30)
+    monkeypatch.setattr(usage, "_COMPLETE", 0.0)
+    assert meter.read(complete=False).rss == 30
+
+
 def test_controllers_that_a_machine_does_not_have_count_nothing(tmp_path: Path) -> None:
-    usage = MeterV1({"cpuacct": _write(tmp_path, {"cpuacct.usage": "1\n"})}).read()
-    assert (usage.cpu, usage.memory, usage.rss, usage.processes) == (1, 0, 0, 0)
+    told = MeterV1({"cpuacct": _write(tmp_path, {"cpuacct.usage": "1\n"})}).read()
+    assert (told.cpu, told.memory, told.rss, told.processes) == (1, 0, 0, 0)
 
 
 def test_a_group_that_is_not_there_leaves_nothing_open(tmp_path: Path) -> None:
@@ -84,11 +105,11 @@ def test_v2(tmp_path: Path) -> None:
         "memory.pressure": "some avg10=1.00 avg60=0.00 avg300=0.00 total=1\n"
         "full avg10=3.00 avg60=0.00 avg300=0.00 total=2\n",
     }
-    usage = MeterV2(_write(tmp_path, files)).read()
-    assert (usage.cpu, usage.memory, usage.inactive_file, usage.rss, usage.swap) == (12000, 100, 5, 1, 9)
-    assert (usage.faults, usage.processes) == ((6, 7), 3)
+    told = MeterV2(_write(tmp_path, files)).read()
+    assert (told.cpu, told.memory, told.inactive_file, told.rss, told.swap) == (12000, 100, 5, 1, 9)
+    assert (told.faults, told.processes) == ((6, 7), 3)
     nothing = {"avg60": 0.0, "avg300": 0.0}
-    assert usage.pressure == {
+    assert told.pressure == {
         "cpu": {"some": {"avg10": 0.5, "avg60": 1.0, "avg300": 2.25, "total": 77.0}},
         "memory": {
             "some": {"avg10": 1.0, **nothing, "total": 1.0},
@@ -98,6 +119,6 @@ def test_v2(tmp_path: Path) -> None:
 
 
 def test_v2_without_controllers(tmp_path: Path) -> None:
-    usage = MeterV2(_write(tmp_path, {"cpu.stat": "usage_usec 12\n"})).read()
-    assert (usage.cpu, usage.memory, usage.rss, usage.processes, usage.pressure) == (12000, 0, 0, 0, {})
+    told = MeterV2(_write(tmp_path, {"cpu.stat": "usage_usec 12\n"})).read()
+    assert (told.cpu, told.memory, told.rss, told.processes, told.pressure) == (12000, 0, 0, 0, {})
     assert Pressure(f"{tmp_path}/gone").read() == {}
