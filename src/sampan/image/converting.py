@@ -16,7 +16,6 @@ from sampan.spec import image as spec
 from sampan.spec.image import Descriptor, Index, Manifest
 
 Form = Literal["oci", "docker"]
-FORMS: tuple[Form, ...] = ("oci", "docker")
 
 _PAIRS = (
     (spec.MT_OCI_MANIFEST, spec.MT_DOCKER_MANIFEST),

@@ -101,10 +101,6 @@ class Archive:
         whole.flush()
         return whole
 
-    def has(self, name: str) -> bool:
-        """Whether there is a file of that name."""
-        return self._find(name) is not None
-
     def size(self, name: str) -> int:
         """A member's size."""
         return self._place(name)[1]

@@ -142,14 +142,15 @@ class _Gathering:
             raise Exhausted(f"image {value.digest}: its manifests are more than the {DOCUMENTS_LIMIT} bytes to be held")
 
     def _add_children(self, index: ImageIndex) -> None:
-        before = len(self.parts.documents)
+        missing = 0
         for child in index.children():
             try:
                 self.add(child)
             except NotFound:
                 if self._whole:
                     raise
-        if not self._whole and index.index.manifests and len(self.parts.documents) == before:
+                missing += 1
+        if missing and missing == len(index.index.manifests):
             raise NotFound(f"image {index.digest}: none of its platforms is there")
 
     def _add_parts(self, image: Image) -> None:

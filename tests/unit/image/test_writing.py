@@ -109,6 +109,21 @@ def test_what_is_spoken_of_comes_first_and_the_image_last(parallel: int) -> None
     assert told == [("exists", "")] * 5
 
 
+def test_indexes_that_share_an_image() -> None:
+    one, two = index(IMAGE), index(IMAGE, OTHER)
+    listed = (one.descriptor, two.descriptor)
+    data = spec.encode(spec.Index(schema_version=2, media_type=spec.MT_OCI_INDEX, manifests=listed))
+    target = spec.describe(data, spec.MT_OCI_INDEX)
+    everything = MemoryBlobs({target.digest: data}, Both(one.blobs, two.blobs))
+    for whole in (True, False):
+        gathered = writing.gather(ImageIndex(everything, target), whole=whole)
+        assert list(gathered.documents) == [IMAGE.digest, one.digest, OTHER.digest, two.digest, target.digest]
+    # Of the second index only what the first has, too, is there.
+    blobs = {value.digest: value.raw_manifest for value in (one, two)} | {target.digest: data}
+    gathered = writing.gather(ImageIndex(MemoryBlobs(blobs, IMAGE.blobs), target), whole=False)
+    assert list(gathered.documents) == [IMAGE.digest, one.digest, two.digest, target.digest]
+
+
 def test_a_part_that_is_missing() -> None:
     whole = index(IMAGE, OTHER)
     gone = OTHER.layers[1].descriptor.digest

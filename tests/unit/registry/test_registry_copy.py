@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import tarfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -207,6 +208,29 @@ def test_a_failed_copy_leaves_no_image(
     places.copy(places("docker", "app"), places(kind, "one"))
     places.copy(places(kind, "one"), places("docker", "back"))
     assert kind == "docker-archive" or holds(places, image)
+
+
+@pytest.mark.parametrize("kind", ["oci", "store", "docker"])
+def test_a_copy_that_is_given_up_leaves_no_image(places: Places, image: Image, kind: str) -> None:
+    stop = threading.Event()
+
+    def give_up(event: Event) -> None:
+        if event.kind in ("downloaded", "uploaded"):
+            stop.set()
+
+    resolver = Resolver((), (), Limits(backoff=0.01, attempts=3, read=2.0, parallel=1))
+    with pytest.raises(SampanError):
+        copy(
+            places("docker", "app"),
+            places(kind, "one"),
+            resolver=resolver,
+            store=places.store,
+            progress=give_up,
+            stop=stop,
+        )
+    with pytest.raises((NotFound, InvalidInput)):
+        places.copy(places(kind, "one"), places("docker", "back"))
+    places.copy(places("docker", "app"), places(kind, "one"))
 
 
 def test_a_broken_download_goes_on(places: Places, image: Image) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,7 +63,9 @@ def test_what_is_pushed_is_what_is_stored(
     image = noise_image()
     name = put(store, image, f"{registry.address}/a/b:1")
     events: list[Event] = []
-    assert push(store, "default", name, resolver, progress=events.append, chunk=chunk) == image.target
+    stop = threading.Event()
+    assert push(store, "default", name, resolver, progress=events.append, stop=stop, chunk=chunk) == image.target
+    assert not stop.is_set()
     assert held(registry, "a/b", "1", image)
     assert bool(registry.seen("PATCH", "/uploads/")) == (chunk == 100_000)
     assert [event.kind for event in events].count("uploaded") == 4

@@ -35,6 +35,7 @@ class RemoteSource(Source):
         stop: threading.Event | None = None,
     ) -> None:
         self._reporter = reporter
+        self._shared = stop is not None
         self._repository = resolver.repository(text, credentials=credentials, notice=_retried(reporter), stop=stop)
 
     def target(self) -> Descriptor:
@@ -90,7 +91,8 @@ class RemoteSource(Source):
 
     def close(self) -> None:
         """See :class:`~sampan.registry.places.interface.Source`."""
-        self._repository.stop.set()
+        if not self._shared:
+            self._repository.stop.set()
 
 
 class RemoteSink:
@@ -121,6 +123,7 @@ class RemoteSink:
         chunk: int = CHUNK,
     ) -> None:
         self._reference = Reference.parse(text)
+        self._shared = stop is not None
         self._stop = stop or threading.Event()
         repository = resolver.repository(
             self._reference, credentials=credentials, notice=_retried(reporter), stop=self._stop
@@ -184,7 +187,8 @@ class RemoteSink:
 
     def close(self) -> None:
         """See :class:`~sampan.image.writing.Sink`."""
-        self._stop.set()
+        if not self._shared:
+            self._stop.set()
 
 
 def _retried(reporter: Reporter) -> Callable[[str, float, SampanError], None]:
