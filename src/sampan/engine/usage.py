@@ -8,7 +8,6 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sampan.cgroup import open_group
@@ -19,19 +18,6 @@ from sampan.linux.namespaces import CLONE_NEWNET, setns
 
 if TYPE_CHECKING:
     from sampan.engine.engine import Engine
-
-
-#: Figures of a pod that are the sums of its containers'.
-_SUMMED = (
-    "cpu_usage_ns",
-    "memory_usage",
-    "memory_working_set",
-    "memory_rss",
-    "page_faults",
-    "major_page_faults",
-    "pids",
-)
-_ADDENDS = attrgetter(*_SUMMED)
 
 
 class PodUsage(NamedTuple):
@@ -134,12 +120,26 @@ def _sum(
     pressure: dict[str, dict[str, dict[str, float]]],
 ) -> PodStats:
     rates = [c.cpu_nano_cores for c in containers if c.cpu_nano_cores is not None]
-    columns = zip(*map(_ADDENDS, containers), strict=True)
+    cpu = memory = working_set = rss = faults = major_faults = pids = 0
+    for each in containers:
+        cpu += each.cpu_usage_ns
+        memory += each.memory_usage
+        working_set += each.memory_working_set
+        rss += each.memory_rss
+        faults += each.page_faults
+        major_faults += each.major_page_faults
+        pids += each.pids
     return PodStats(
         id=pod.id,
         timestamp=time.time_ns(),
+        cpu_usage_ns=cpu,
         cpu_nano_cores=sum(rates) if rates else None,
-        **dict(zip(_SUMMED, map(sum, columns), strict=False)),  # of no container there is no column
+        memory_usage=memory,
+        memory_working_set=working_set,
+        memory_rss=rss,
+        page_faults=faults,
+        major_page_faults=major_faults,
+        pids=pids,
         interfaces=counters,
         pressure=pressure,
         containers=containers,
