@@ -2,8 +2,6 @@
 
 import os
 import secrets
-import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator
 from typing import IO
 
@@ -61,6 +59,8 @@ class Archive:
     """The members of a tar file, compressed or not, by name and in any order."""
 
     def __init__(self, file: str) -> None:
+        import tarfile  # for those alone who read archives: every command and the daemon import this module
+
         self.name = file
         try:
             opened = open(file, "rb")
@@ -95,6 +95,8 @@ class Archive:
 
     @staticmethod
     def _expanded(file: IO[bytes]) -> IO[bytes]:
+        import tempfile
+
         file.seek(0)
         whole = tempfile.TemporaryFile(prefix="sampan-archive-")
         whole.writelines(bounded(file.read))

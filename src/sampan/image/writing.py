@@ -7,7 +7,6 @@ can be written to each, wherever it lies: every digest is checked on the way.
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -180,6 +179,8 @@ def side_by_side(jobs: Sequence[Callable[[], None]], parallel: int, stop: thread
         for job in jobs:
             job()
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     failures: list[BaseException] = []
 
     def run(job: Callable[[], None]) -> None:
