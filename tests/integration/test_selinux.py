@@ -212,7 +212,7 @@ def test_labels_in_a_user_namespace(runtime: Runtime) -> None:
     linux["namespaces"].append({"type": "user"})
     linux["uidMappings"] = linux["gidMappings"] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
     os.chown(runtime.bundle / "rootfs", 100000, 100000)
-    runtime.configure(shell=f"{CURRENT}; echo > /dev/shm/new && echo > /dev/null")
+    runtime.configure(shell=f"{CURRENT}; echo > /dev/shm/new && echo > /dev/null && /bin/busybox ls /dev/mqueue")
     assert runtime.run("run", "c1").stdout == f"{PROCESS}:{OWN}\n"
 
 

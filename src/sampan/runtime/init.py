@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from sampan.linux import interface, scheduling
-from sampan.linux.namespaces import CLONE_NEWCGROUP, unshare
+from sampan.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWIPC, unshare
 from sampan.linux.process import PR_SET_DUMPABLE, prctl
 from sampan.linux.syscall import fail, libc
 from sampan.linux.vfork import Image
@@ -103,6 +103,9 @@ def _set_up(work: InitWork) -> Image:
         trace.step("become root of user namespace")
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
+    if work.plan.late_ipc():
+        trace.step("make ipc namespace")
+        unshare(CLONE_NEWIPC)
     if work.new_keyring:
         programs.join_keyring(program, work.state["id"])
     _name(config, work.plan)

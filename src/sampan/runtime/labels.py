@@ -112,8 +112,8 @@ def mount_option(fstype: str, options: list[str], label: str) -> list[str]:
 def label_root(mount: int, fstype: str, label: str) -> None:
     """Give the root of a new mount a label where an option can't: message queues are there before they are mounted.
 
-    They keep the policy's where that has no others for them, and where they came with a user namespace: they are
-    its maker's then, and of no use to the container.
+    They keep the policy's where that has no others for them, and where another user made the namespace that they are
+    of: they are of no use to the container then.
     """
     if fstype != "mqueue" or not label or not selinux.enabled():
         return

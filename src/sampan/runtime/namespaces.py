@@ -64,7 +64,14 @@ class NamespacePlan:
     def flags(self) -> int:
         """The new namespaces, for clone(2)."""
         # The cgroup namespace is made by the init once it is in its cgroup, which becomes the namespace's root.
-        return sum(ns.KINDS[kind][0] for kind in self.new if kind != "cgroup")
+        late = {"cgroup", "ipc"} if self.late_ipc() else {"cgroup"}
+        return sum(ns.KINDS[kind][0] for kind in self.new - late)
+
+    def late_ipc(self) -> bool:
+        """Whether the init makes the IPC namespace, as root of a new user namespace: its message queues are its
+        maker's.
+        """
+        return {"ipc", "user"} <= self.new
 
     def has(self, kind: str) -> bool:
         """Whether the container has a namespace of its own of this type, new or joined."""

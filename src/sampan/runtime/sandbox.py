@@ -179,6 +179,8 @@ class _Making:
         flags = 0
         for kind in self.wanted:
             flags |= ns.KINDS[kind][0]
+        if "user" in self.wanted:
+            flags &= ~ns.CLONE_NEWIPC  # made by its root, whose message queues they are then
         keep = "pid" in self.wanted
         if keep:
             flags |= ns.CLONE_NEWNS
@@ -313,6 +315,8 @@ class _Making:
         if "user" in self.wanted:
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
+            if "ipc" in self.wanted:
+                ns.unshare(ns.CLONE_NEWIPC)
         self._set_up_inside()
 
     def _set_up_inside(self) -> None:
