@@ -39,18 +39,23 @@ def merged(own: SelinuxLabel | None, pods: SelinuxLabel | None) -> SelinuxLabel:
 
 
 def labels(wanted: SelinuxLabel, *, privileged: bool, pod_id: str) -> tuple[str, str]:
-    """Label of the container's process, and of its mounts; empty for a privileged one that asks for none.
+    """Label of the container's process, and of its mounts.
+
+    They are empty where none is asked for, for a privileged container and under a policy that knows no containers.
 
     Raises:
-        InvalidInput: The machine's policy lacks one of them.
+        InvalidInput: The machine's policy lacks what is asked for.
     """
-    if privileged and wanted == SelinuxLabel():
+    asked = wanted != SelinuxLabel()
+    if privileged and not asked:
         return "", ""
     user, level = wanted.user or "system_u", wanted.level or level_of(pod_id)
     process = f"{user}:{wanted.role or 'system_r'}:{wanted.type or 'container_t'}:{level}"
     files = f"{user}:object_r:container_file_t:{level}"
     for label in (process, files):
         if lacks(label):
+            if not asked:
+                return "", ""
             raise InvalidInput(f"this machine's policy has no label {label!r}", field=_FIELD)
     return process, files
 

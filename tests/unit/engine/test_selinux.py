@@ -43,6 +43,13 @@ def test_labels(wanted: SelinuxLabel, privileged: bool, labels: tuple[str, str])
     assert selinux.labels(wanted, privileged=privileged, pod_id=POD) == labels
 
 
+def test_a_policy_that_knows_no_containers_has_no_labels_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selinux, "lacks", lambda label: "container" in label)
+    assert selinux.labels(SelinuxLabel(), privileged=False, pod_id=POD) == ("", "")
+    with pytest.raises(InvalidInput, match=r"selinux_options: this machine's policy has no label 'system_u:system_r:"):
+        selinux.labels(SelinuxLabel(level="s0"), privileged=False, pod_id=POD)
+
+
 def test_what_a_container_leaves_out_is_its_pods() -> None:
     own, pods = SelinuxLabel(type="spc_t", level="s0:c1"), SelinuxLabel(user="u", level="s0:c2")
     assert selinux.merged(own, pods) == SelinuxLabel(user="u", type="spc_t", level="s0:c1")
