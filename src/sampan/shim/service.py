@@ -115,6 +115,8 @@ class Connection:
         self._outbox: list[tuple[bytes, list[int]]] = []
         self._unread = 0
         self._finishing = False
+        #: The client has not read what was sent; we wait for when there is room again.
+        self._held_up = False
         self.on_close: list[Callable[[], None]] = []
         sock.setblocking(False)
         self._loop.watch(self._fd, events.READABLE, self._ready)
@@ -190,6 +192,7 @@ class Connection:
                     [data], sockets.rights(descriptors) if descriptors else [], _socket.MSG_NOSIGNAL
                 )
             except BlockingIOError:
+                self._held_up = True
                 self._loop.watch(self._fd, events.READABLE | events.WRITABLE, self._ready)
                 return
             except OSError:
@@ -201,10 +204,11 @@ class Connection:
                 self._outbox[0] = (data[sent:], [])
             else:
                 del self._outbox[0]
-        if self._fd >= 0:
+        if self._held_up:
+            self._held_up = False
             self._loop.watch(self._fd, events.READABLE, self._ready)
-            if self._finishing:
-                self.close()
+        if self._finishing:
+            self.close()
 
 
 class Service:
