@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 #: More than after which CPython 3.11 stops rewriting a function (8).
 _TURNS = 10
-#: Seconds after which it is enough, where a turn does not take 5 ms because the machine has no time: the first pod waits.
+#: Seconds after which it is enough, since the first pod waits: a turn takes 5 ms, more where the machine is busy.
 _ENOUGH = 1.0
 #: Where the played pod has its files, for as long as it takes: in memory, as they are synced.
 _SCRATCH = "/dev/shm"
