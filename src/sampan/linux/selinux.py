@@ -23,13 +23,16 @@ def enabled() -> bool:
 
 
 def share(directory: str) -> None:
-    """Let every container read what will be made in a directory, where the policy knows containers."""
+    """Let every container read what will be made in a directory, where the policy knows containers.
+
+    A user whom it does not let do this has a store all the same.
+    """
     if not enabled() or lacks(SHARED):
         return
     try:
         os.setxattr(directory, ATTRIBUTE, SHARED.encode() + b"\0")
     except OSError as error:
-        if error.errno != errno.ENOTSUP:
+        if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.EACCES):
             raise
 
 
