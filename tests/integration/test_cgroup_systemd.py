@@ -16,6 +16,7 @@ import pytest
 from jeepney import DBusAddress, MessageType, message_bus, new_error, new_method_return, new_signal
 from jeepney.io.blocking import open_dbus_connection
 
+from runtime_failures import children
 from sampan.cgroup import mode, open_group
 from sampan.cgroup.hierarchy import layout, read_file
 from sampan.errors import SampanError, Unavailable
@@ -126,8 +127,8 @@ def test_a_scopes_life(systemd: Systemd) -> None:
     os.close(tell)
     assert os.read(ready, 1) == b"!"
     os.close(ready)
-    del group  # as the runtime does when the container is made: the placeholder ends
-    os.waitpid(holder, 0)
+    group.close()  # as the runtime does when the container is made: the placeholder ends, and is collected
+    assert holder not in children()
     again = open_group(f"sampan.slice:test:{os.getpid()}", systemd=True)
     assert again.pids() == [pid]
     if mode() != "v2":
@@ -142,15 +143,17 @@ def test_a_scopes_life(systemd: Systemd) -> None:
 
 def test_a_refusal_leaves_no_placeholder(systemd: Systemd) -> None:
     systemd.refuse = "StartTransientUnit"
+    before = children()
     group = open_group("sampan.slice:test:refused", systemd=True)
     with pytest.raises(SampanError, match="systemd refused StartTransientUnit: no, thank you"):
         group.create()
-    os.waitpid(-1, 0)
+    assert children() == before
     assert not group.exists()
 
 
 def test_a_machine_without_systemd_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nowhere/bus")
+    before = children()
     with pytest.raises(Unavailable, match="systemd cannot be reached"):
         open_group(":test:alone", systemd=True).create()
-    os.waitpid(-1, 0)
+    assert children() == before

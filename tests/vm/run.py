@@ -35,7 +35,10 @@ NOT_HERE: dict[str, str] = {
     "test_image_fuzz.py": "generated archives, likewise",
 }
 #: What is tested under systemd.
-SYSTEMD = ["test_systemd_scopes.py"]
+SYSTEMD = [
+    "test_systemd_scopes.py",
+    "test_runtime_failure_matrix.py::test_a_failure_at_any_step_leaves_nothing[under_systemd]",
+]
 #: What is tested where the kernel enforces the policy of selinux.cil.
 SELINUX = ["test_selinux.py"]
 #: Categories of the policy.

@@ -79,6 +79,9 @@ class Group:
         """Make the group and its missing parents; no error if it is there. A failure leaves none of its directories."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Let go of what kept the group alive until a process is in it, or until it was given up."""
+
     def join(self, pid: int = 0) -> None:
         """Move a process into the group.
 

@@ -65,7 +65,7 @@ def expand_slice(name: str) -> str:
 class SystemdGroup(Group):
     """A scope. See :class:`~sampan.cgroup.group.Group`."""
 
-    __slots__ = ("_holder", "_inner", "_limits", "_owner", "_unit")
+    __slots__ = ("_holder", "_inner", "_limits", "_owner", "_pid", "_unit")
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -73,6 +73,7 @@ class SystemdGroup(Group):
         self._limits: dict[str, Any] = {}
         self._holder = -1
         self._owner = 0
+        self._pid = 0
         self._inner = _file_group(self._unit.cgroup)
 
     def paths(self) -> dict[str, str]:
@@ -92,7 +93,7 @@ class SystemdGroup(Group):
             if hierarchy.layout().mode != "v2":
                 self._inner.join(pid)
         except BaseException:
-            self._let_go()
+            self.close()
             raise
 
     def _exists_in_systemd(self) -> bool:
@@ -113,9 +114,10 @@ class SystemdGroup(Group):
             finally:
                 os._exit(0)
         os.close(readable)
+        self._pid = pid
         return pid
 
-    def _let_go(self) -> None:
+    def close(self) -> None:
         if self._holder < 0:
             return
         # A child that was forked meanwhile, the container's init for one, has the pipe too: so a byte, not its end.
@@ -124,15 +126,19 @@ class SystemdGroup(Group):
                 os.write(self._holder, b"!")
             except OSError:
                 pass  # it has ended already
+            try:
+                os.waitpid(self._pid, 0)
+            except ChildProcessError:
+                pass  # whoever collects all children of this process was faster
         os.close(self._holder)
         self._holder = -1
 
     def __del__(self) -> None:
-        self._let_go()
+        self.close()
 
     def join(self, pid: int = 0) -> None:
         self._inner.join(pid)
-        self._let_go()
+        self.close()
 
     def joiner(self, below: dict[str, str] | None = None) -> Joiner:
         return self._inner.joiner(below)
@@ -187,7 +193,7 @@ class SystemdGroup(Group):
         return self._inner.pids(all)
 
     def remove(self) -> None:
-        self._let_go()
+        self.close()
         # A scope ends by itself with its last process, and is forgotten even if it failed.
         if self._exists_in_systemd():
             with _Systemd() as systemd:

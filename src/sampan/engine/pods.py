@@ -84,7 +84,7 @@ class Pods:
         others = [pod.id for pod in engine.pod_records.list()] if selinux.enabled() else []
         pod = PodRecord(id=selinux.new_pod_id(others), spec=spec, handler=handler, created_at=time.time_ns())
         driver = engine.config.cgroup_driver
-        parent = spec.cgroup_parent or f"{engine.config.cgroup_root}/{engine.namespace}/{pod.id}"
+        parent = spec.cgroup_parent or self._own_cgroup(driver, pod.id)
         pod.cgroup_path = parent
         with engine.locks.hold(pod.id), ExitStack() as undo:
             engine.pod_records.add(pod.id, pod, name=name)
@@ -204,6 +204,16 @@ class Pods:
             pod.state, pod.lost = "notready", True
             engine.pod_records.put(pod.id, pod)
             engine.events.append("pod-stopped", pod_id=pod.id)
+
+    def _own_cgroup(self, driver: str, pod_id: str) -> str:
+        """Where a pod's containers are for which no parent is named: a group for each pod.
+
+        With systemd one slice for all: systemd would keep a pod's slice when the pod is long gone.
+        """
+        root = self._engine.config.cgroup_root
+        if driver == "systemd":
+            return f"{os.path.basename(root) or 'system'}.slice"
+        return f"{root}/{self._engine.namespace}/{pod_id}"
 
     def _tear_down(self, pod: PodRecord) -> None:
         """Take all that a pod has on the machine, in an order in which each step may find its work done already."""

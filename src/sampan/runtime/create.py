@@ -345,7 +345,8 @@ class Creation:
         self.directory.remove()
 
     def _close(self) -> None:
-        for owner in (self._plan, self._mounts, self._joiner, self._channel, self._theirs, self._devices):
+        owners = (self._plan, self._mounts, self._joiner, self._group, self._channel, self._theirs, self._devices)
+        for owner in owners:
             if owner is not None:
                 owner.close()
         fds, self._fds = self._fds, []

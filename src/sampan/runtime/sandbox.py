@@ -285,6 +285,7 @@ class _Making:
             self._channel.close()
         if self._joiner is not None:
             self._joiner.close()
+        self._group.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
