@@ -136,6 +136,12 @@ def node() -> Iterator[Node]:
         yield daemon
         for command in ("ADD", "DEL"):
             daemon.hang(command, "/")
+    # What a kubelet makes for its pods is the kubelet's to remove.
+    root = Path("/sys/fs/cgroup")
+    for parent in (*root.glob("sampan-k8s-test"), *root.glob("*/sampan-k8s-test")):
+        for group in filter(Path.is_dir, parent.iterdir()):
+            group.rmdir()
+        parent.rmdir()
 
 
 def test_what_plugins_are_told(node: Node) -> None:
