@@ -182,6 +182,7 @@ def test_metrics_and_health_on_a_unix_socket(daemon: Daemon) -> None:
 def test_the_socket_is_for_its_group(daemon: Daemon) -> None:
     daemon.settings = 'socket_group = "65534"\n'
     daemon.start()
+    daemon.runtime.Version(pb.VersionRequest())  # it accepts before the socket is whose it shall be, and answers after
     status = os.stat(daemon.socket)
     assert (status.st_gid, stat.S_IMODE(status.st_mode)) == (65534, 0o660)
     assert stat.S_IMODE(os.stat(daemon.folder / "state").st_mode) == 0o711

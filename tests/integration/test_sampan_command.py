@@ -120,7 +120,7 @@ def test_a_terminal_has_our_size_passes_signals_and_gives_the_exit_code(here: Wo
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 50, 0, 0))
     expect(master, b"# ")
     os.write(master, b"sleep 0.2; stty size; cat\n")
-    expect(master, b"20 50")
+    expect(master, b"20 50\r\n")
     os.write(master, b"typed\n")
     expect(master, b"typed\r\ntyped\r\n")  # so that cat is there to be interrupted
     os.write(master, b"\x03")
