@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def take_turns(contestants: Mapping[str, Callable[[], object]], rounds: int, war
     """Median milliseconds of each contestant's call, over rounds in which each is called once."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + warm_up):
-        for name, call in contestants.items():
+        for name, call in _in_some_order(contestants, number):
             began = time.perf_counter()
             call()
             if number >= warm_up:
@@ -60,11 +64,18 @@ def take_turns_in_parts(
     """Milliseconds of each part that each contestant's call tells of, over rounds in which each is called once."""
     times: dict[str, dict[str, list[float]]] = {name: {} for name in contestants}
     for number in range(rounds + warm_up):
-        for name, call in contestants.items():
+        for name, call in _in_some_order(contestants, number):
             for part, value in call().items():
                 if number >= warm_up:
                     times[name].setdefault(part, []).append(value)
     return times
+
+
+def _in_some_order(contestants: Mapping[str, C], number: int) -> list[tuple[str, C]]:
+    """The order of one round: a call meets what the kernel still takes down after the last one, not always the same."""
+    order = list(contestants.items())
+    random.Random(number).shuffle(order)
+    return order
 
 
 class Clock:
