@@ -277,6 +277,7 @@ def test_a_meter_reads_until_the_group_is_gone(group: Group) -> None:
     for _ in range(2):  # files of the first are of no use for the second
         group.create()
         assert readings.take(group.path, fresh=True).usage.processes == 0
+        assert bool(readings.pressure(group.path)) == (mode() == "v2" and os.path.exists("/proc/pressure/cpu"))
         group.remove()
     with pytest.raises(FileNotFoundError):
         readings.take(group.path, fresh=True)

@@ -11,6 +11,7 @@ from group_children import end
 from sampan.cgroup.device_program import install
 from sampan.cgroup.devices import parse
 from sampan.cgroup.hierarchy import layout, read_file, write_file
+from sampan.cgroup.usage import Pressure
 from sampan.cgroup.v2 import GroupV2
 from sampan.errors import SampanError
 from sampan.linux.process import clone3
@@ -179,3 +180,13 @@ def test_the_device_program_decides_each_access_by_itself(group: GroupV2) -> Non
 def test_the_default_devices(group: GroupV2) -> None:
     group.set_devices([{"allow": False, "access": "rwm"}])
     assert access(group, ("c", 1, 3, os.O_RDWR), ("c", 1, 11, os.O_RDONLY), ("b", 7, 0, os.O_RDONLY)) == "ynn"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/pressure/cpu"), reason="this kernel keeps no pressure")
+def test_a_group_that_is_gone_is_not_taken_for_one_without_pressure(group: GroupV2) -> None:
+    pressure = Pressure(group.paths()[""])
+    assert {kind: set(told) for kind, told in pressure.read().items()}["memory"] == {"some", "full"}
+    group.remove()
+    with pytest.raises(FileNotFoundError):
+        pressure.read()
+    group.create()

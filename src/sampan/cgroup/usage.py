@@ -236,12 +236,18 @@ class Pressure:
         self._files = [(resource, _Files([path])) for resource, path in files if path]
 
     def read(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Resource -> ``some`` and ``full`` -> avg10, avg60, avg300 and total (microseconds)."""
+        """Resource -> ``some`` and ``full`` -> avg10, avg60, avg300 and total (microseconds).
+
+        Raises:
+            FileNotFoundError: The group is not there any more.
+        """
         found = {}
         for resource, file in self._files:
             try:
                 words = file.read()[0].decode("ascii").replace("=", " ").split()
-            except OSError:  # gone, or turned off (EOPNOTSUPP)
+            except FileNotFoundError:
+                raise
+            except OSError:  # turned off (EOPNOTSUPP)
                 continue
             # Nine words each: "some avg10 0.00 avg60 0.00 avg300 0.00 total 0".
             lines = [words[start : start + 9] for start in range(0, len(words), 9)]

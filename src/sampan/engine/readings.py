@@ -27,6 +27,7 @@ _IDLE = 300_000_000_000
 _MOST = 4096
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Reading(NamedTuple):
@@ -62,12 +63,7 @@ class Readings:
         last = self._last.get(path)
         if not fresh and last is not None and 0 <= now - last.timestamp < _YOUNG:
             return last
-        try:
-            usage = self._meters.get(path, now).read(complete=fresh)
-        except FileNotFoundError:
-            # A group of the same path may have been made since its files were opened.
-            self._meters.drop(path)
-            usage = self._meters.get(path, now).read(complete=fresh)
+        usage = self._meters.read(path, now, lambda meter: meter.read(complete=fresh))
         with self._lock:
             if last is None and len(self._last) >= _MOST:
                 oldest = next(iter(self._last))
@@ -79,7 +75,10 @@ class Readings:
         """Pressure in a pod's cgroup, with whatever driver it was made; cgroup v1 tells none."""
         if layout().mode != "v2" or not path.startswith("/"):
             return {}
-        return self._pressures.get(path, time.time_ns()).read()
+        try:
+            return self._pressures.read(path, time.time_ns(), Pressure.read)
+        except FileNotFoundError:
+            return {}
 
     def forget(self, path: str) -> None:
         """For a group that is gone."""
@@ -114,7 +113,20 @@ class _Open(Generic[T]):
         self._lock = threading.Lock()
         self._swept = 0
 
-    def get(self, path: str, now: int) -> T:
+    def read(self, path: str, now: int, read: Callable[[T], R]) -> R:
+        """What the group says.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+        try:
+            return read(self._get(path, now))
+        except FileNotFoundError:
+            # A group of the same path may have been made since its files were opened: a static pod's, for one.
+            self.drop(path)
+            return read(self._get(path, now))
+
+    def _get(self, path: str, now: int) -> T:
         known = self._known.get(path)
         if known is None:
             known = _Known(self._make(path))
