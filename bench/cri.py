@@ -41,7 +41,7 @@ class Contestant:
     def __init__(self, server: cri_servers.Server) -> None:
         self.server = server
         #: MB (PSS) of the server and its helpers when they have started and nothing was asked of them yet.
-        self.fresh = settled(self)
+        self.fresh = settled(lambda: _server_processes(self))
         self.client = CriClient(server.endpoint)
         self.client.pull(IMAGE)
         self.logs = server.folder / "logs"
@@ -208,11 +208,11 @@ def _parallel(servers: dict[str, Contestant], clients: int = 10, turns: int = 3)
     return Row(work, "ms", middle.pop("sampan"), middle, Budget("containerd", 1 / 3))
 
 
-def settled(server: Contestant, pause: float = 1.0) -> float:
-    """MB of the server and its helpers once none of them has used the processor for a while."""
+def settled(find: Callable[[], list[int]], pause: float = 1.0) -> float:
+    """MB of processes once none of them has used the processor for a while."""
     before: list[str] = []
     while True:
-        processes = _server_processes(server)
+        processes = find()
         now = [Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[11:13] for pid in processes]
         used = [" ".join(times) for times in now]
         if used == before:
@@ -237,10 +237,10 @@ def _monitors(servers: dict[str, Contestant], pods: int = 20) -> list[Row]:
         ids = [server.start_pod(f"memory-{number}") for number in range(pods)]
         containers = [container.id for container in server.client.containers()]
         added = [pid for pid in _server_processes(server) if pid not in before]
-        monitors[name] = sum(pss(pid) for pid in added) / pods
+        monitors[name] = settled(added.copy) / pods
         for container_id in containers:
             server.client.exec_sync(container_id, ["/bin/true"])
-        probed[name] = sum(pss(pid) for pid in added) / pods
+        probed[name] = settled(added.copy) / pods
         for pod_id in ids:
             server.end_pod(pod_id)
     return [
