@@ -40,7 +40,7 @@ SYSTEMD = [
     "test_runtime_failure_matrix.py::test_a_failure_at_any_step_leaves_nothing[under_systemd]",
 ]
 #: What is tested where the kernel enforces the policy of selinux.cil.
-SELINUX = ["test_selinux.py"]
+SELINUX = ["test_selinux_enforced.py"]
 #: Categories of the policy.
 CATEGORIES = [f"c{number}" for number in range(1024)]
 #: Units (systemd-NAME.service) that would only take time.
