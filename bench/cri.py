@@ -208,17 +208,18 @@ def _parallel(servers: dict[str, Contestant], clients: int = 10, turns: int = 3)
     return Row(work, "ms", middle.pop("sampan"), middle, Budget("containerd", 1 / 3))
 
 
-def settled(find: Callable[[], list[int]], pause: float = 1.0) -> float:
-    """MB of processes once none of them has used the processor for a while."""
+def settled(find: Callable[[], list[int]], pause: float = 1.0, most: int = 10) -> float:
+    """MB of processes once none of them has used the processor for a while; of some, one always has."""
     before: list[str] = []
-    while True:
+    for _ in range(most):
         processes = find()
         now = [Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[11:13] for pid in processes]
         used = [" ".join(times) for times in now]
         if used == before:
-            return sum(pss(pid) for pid in processes)
+            break
         before = used
         time.sleep(pause)
+    return sum(pss(pid) for pid in processes)
 
 
 def _worked(servers: dict[str, Contestant]) -> Row:
