@@ -27,8 +27,8 @@ class Daemon(Sampan):
 
     #: TOML that goes before all tables of the configuration.
     settings = ""
-    #: What :func:`busybox_daemon` has it pull.
-    busybox = pb.ImageSpec()
+    #: What :meth:`start_with` has it pull.
+    image = pb.ImageSpec()
 
     def command(self) -> list[str]:
         """Starts it by its function."""
@@ -36,6 +36,19 @@ class Daemon(Sampan):
         config = self.folder / "config.toml"
         config.write_text(self.settings + config.read_text())
         return [sys.executable, "-c", LAUNCH, str(config)]
+
+    def start_with(self, image: oci_image.Image, registry: LocalRegistry, name: str) -> None:
+        """Start it, and have it pull an image.
+
+        Args:
+            image: The image.
+            registry: Where it is pushed first.
+            name: Its repository there.
+        """
+        oci_image.push(image, registry.address, name, "1")
+        self.start()
+        self.image = pb.ImageSpec(image=f"{registry.host}/{name}:1")
+        self.images.PullImage(pb.PullImageRequest(image=self.image))
 
     def wrap_runtime(self, script: str, more: str = "") -> Path:
         """Have the handler ``wrapped``, which is a script; before the start.
@@ -103,7 +116,7 @@ def private_daemon(bridge: str, subnet: str, kind: type[Any] = Daemon) -> Iterat
 def busybox_daemon(
     kind: type[D], folder: Path, bridge: str, subnet: str, prepare: Callable[[D], object] = lambda _: None
 ) -> Iterator[D]:
-    """A daemon that has started and pulled its image ``busybox``, from a registry in ``folder``.
+    """A daemon that has started and pulled busybox's image, from a registry in ``folder``.
 
     Args:
         kind: Its class.
@@ -113,9 +126,6 @@ def busybox_daemon(
         prepare: What is done to it before it starts.
     """
     with LocalRegistry(folder) as registry, private_daemon(bridge, subnet, kind) as daemon:
-        oci_image.push(test_images.busybox_image(Path("/bin/busybox")), registry.address, "demo/busybox", "1")
         prepare(daemon)
-        daemon.start()
-        daemon.busybox = pb.ImageSpec(image=f"{registry.host}/demo/busybox:1")
-        daemon.images.PullImage(pb.PullImageRequest(image=daemon.busybox))
+        daemon.start_with(test_images.busybox_image(Path("/bin/busybox")), registry, "demo/busybox")
         yield daemon

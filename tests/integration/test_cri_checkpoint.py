@@ -55,7 +55,7 @@ def run(daemon: Daemon, handler: str) -> str:
     pod = daemon.runtime.RunPodSandbox(request).pod_sandbox_id
     config = pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name="c"),
-        image=daemon.busybox,
+        image=daemon.image,
         linux=pb.LinuxContainerConfig(
             security_context=pb.LinuxContainerSecurityContext(namespace_options=pb.NamespaceOption(pid=pb.CONTAINER))
         ),

@@ -31,7 +31,6 @@ class World(Daemon):
     """A daemon with an image that declares volumes, CDI specifications and a time zone."""
 
     settings = ""
-    image = pb.ImageSpec()
     hidden: Path
 
     def command(self) -> list[str]:
@@ -72,14 +71,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         daemon.hidden = daemon.folder / "hidden"
         daemon.hidden.mkdir()
         (daemon.hidden / "file").write_text("secret\n")
-        oci_image.push(image(daemon.hidden), registry.address, "demo/volumes", "1")
         command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
         command += ["-days", "2", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
         command += ["-keyout", str(daemon.folder / "key.pem"), "-out", str(daemon.folder / "cert.pem")]
         subprocess.run(command, check=True, capture_output=True)
-        daemon.start()
-        daemon.image = pb.ImageSpec(image=f"{registry.host}/demo/volumes:1")
-        daemon.images.PullImage(pb.PullImageRequest(image=daemon.image))
+        daemon.start_with(image(daemon.hidden), registry, "demo/volumes")
         yield daemon
 
 

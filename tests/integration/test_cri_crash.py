@@ -33,9 +33,7 @@ def live(daemon: Daemon, attempt: int) -> None:
         port_mappings=[pb.PortMapping(container_port=80, host_port=18099)],
     )
     pod = runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=pod_config)).pod_sandbox_id
-    config = pb.ContainerConfig(
-        metadata=pb.ContainerMetadata(name="c"), image=daemon.busybox, command=["sleep", "1000"]
-    )
+    config = pb.ContainerConfig(metadata=pb.ContainerMetadata(name="c"), image=daemon.image, command=["sleep", "1000"])
     request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=config)
     container = runtime.CreateContainer(request).container_id
     runtime.StartContainer(pb.StartContainerRequest(container_id=container))

@@ -35,7 +35,7 @@ def run_pod(daemon: Daemon, name: str) -> str:
 def run_container(daemon: Daemon, pod: str, *command: str) -> str:
     config = pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name="c"),
-        image=daemon.busybox,
+        image=daemon.image,
         command=command,
     )
     request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=config)

@@ -61,7 +61,7 @@ def run_pod(daemon: Daemon, name: str, handler: str = "wrapped") -> str:
 def container_request(daemon: Daemon, pod: str, name: str = "c") -> pb.CreateContainerRequest:
     config = pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name=name),
-        image=daemon.busybox,
+        image=daemon.image,
         command=["sleep", "1000"],
     )
     return pb.CreateContainerRequest(pod_sandbox_id=pod, config=config)

@@ -42,7 +42,7 @@ def run(daemon: Daemon, **resources: Any) -> str:
     pod = daemon.runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=sandbox)).pod_sandbox_id
     linux = pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(**resources))
     config = pb.ContainerConfig(
-        metadata=pb.ContainerMetadata(name="c"), image=daemon.busybox, command=["sleep", "1000"], linux=linux
+        metadata=pb.ContainerMetadata(name="c"), image=daemon.image, command=["sleep", "1000"], linux=linux
     )
     request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=config)
     container = str(daemon.runtime.CreateContainer(request).container_id)

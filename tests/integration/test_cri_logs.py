@@ -79,7 +79,7 @@ def run_pod(daemon: World, logs: Path, name: str = "p") -> str:
 def run(daemon: World, pod: str, script: str, **more: Any) -> str:
     command = ["sh", "-c", script]
     metadata = pb.ContainerMetadata(name="c")
-    config = pb.ContainerConfig(metadata=metadata, image=daemon.busybox, command=command, log_path="c.log", **more)
+    config = pb.ContainerConfig(metadata=metadata, image=daemon.image, command=command, log_path="c.log", **more)
     request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=config)
     container = str(daemon.runtime.CreateContainer(request).container_id)
     daemon.runtime.StartContainer(pb.StartContainerRequest(container_id=container))

@@ -130,7 +130,6 @@ class Doomed(Daemon):
     """A daemon that can be started so that it kills itself at a point."""
 
     point = ""
-    image = ""
     registry: LocalRegistry
 
     def command(self) -> list[str]:
@@ -160,7 +159,7 @@ def push_image(daemon: "Doomed", text: str) -> None:
     entries += [oci_image.hard_link(f"/bin/{name}", "/bin/busybox") for name in ("sleep", "echo")]
     image = oci_image.Image([oci_image.layer([*entries, oci_image.file("/text", text)])], {"Env": ["PATH=/bin"]})
     oci_image.push(image, daemon.registry.address, "demo/some", "1")
-    daemon.image = f"{daemon.registry.host}/demo/some:1"
+    daemon.image = pb.ImageSpec(image=f"{daemon.registry.host}/demo/some:1")
 
 
 @pytest.fixture
@@ -172,7 +171,7 @@ def fresh(daemon: Doomed) -> Iterator[Doomed]:
     daemon.point = ""
     daemon.start()
     daemon.remove_pods()
-    daemon.images.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=daemon.image)))
+    daemon.images.RemoveImage(pb.RemoveImageRequest(image=daemon.image))
     daemon.stop()
 
 
@@ -181,7 +180,7 @@ class Life:
 
     def __init__(self, daemon: Doomed) -> None:
         self._daemon = daemon
-        self._image = pb.ImageSpec(image=daemon.image)
+        self._image = daemon.image
         self.pod = self.container = ""
 
     def pull(self) -> None:

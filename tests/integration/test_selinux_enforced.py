@@ -219,8 +219,6 @@ def test_labels_in_a_user_namespace(runtime: Runtime) -> None:
 class World(Daemon):
     """A daemon with runc for a second handler."""
 
-    image = pb.ImageSpec()
-
     def command(self) -> list[str]:
         """With the handler."""
         found = super().command()
@@ -240,10 +238,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         LocalRegistry(tmp_path_factory.mktemp("registry") / "data") as registry,
         private_daemon("sampanselinux0", "10.89.81.0/24", World) as daemon,
     ):
-        oci_image.push(image, registry.address, "demo/image", "1")
-        daemon.start()
-        daemon.image = pb.ImageSpec(image=f"{registry.host}/demo/image:1")
-        daemon.images.PullImage(pb.PullImageRequest(image=daemon.image))
+        daemon.start_with(image, registry, "demo/image")
         yield daemon
 
 

@@ -217,7 +217,7 @@ def test_pods_over_cri(daemon: SystemdDaemon, parent: str, path: str) -> None:
     pod = runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=config)).pod_sandbox_id
     container = pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name="main"),
-        image=daemon.busybox,
+        image=daemon.image,
         command=["/bin/sleep", "1000"],
         linux=pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(memory_limit_in_bytes=64 << 20)),
     )
