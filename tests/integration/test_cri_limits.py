@@ -169,6 +169,47 @@ def test_lists_of_usage_are_of_the_last_second_and_one_container_is_looked_at_no
     assert listed().cpu.HasField("usage_nano_cores")
 
 
+def test_a_container_that_rests_has_new_times_and_the_same_figures(daemon: Daemon) -> None:
+    container = run(daemon, memory_limit_in_bytes=64 * MIB)
+
+    def listed() -> tuple[pb.ContainerStats, pb.PodSandboxStats]:
+        time.sleep(1.1)
+        (pod,) = daemon.runtime.ListPodSandboxStats(pb.ListPodSandboxStatsRequest()).stats
+        (found,) = daemon.runtime.ListContainerStats(pb.ListContainerStatsRequest()).stats
+        return found, pod
+
+    def same(one: pb.ContainerStats, other: pb.ContainerStats) -> bool:
+        parts = ("cpu", "memory", "swap", "writable_layer")
+        copies = [pb.ContainerStats(), pb.ContainerStats()]
+        for copy, stats in zip(copies, (one, other), strict=True):
+            copy.CopyFrom(stats)
+            for part in parts:
+                getattr(copy, part).timestamp = 0
+            copy.cpu.ClearField("psi")
+            copy.memory.ClearField("psi")
+            copy.ClearField("io")
+        return copies[0] == copies[1]
+
+    earlier, _ = listed()
+    deadline = time.monotonic() + 30
+    while not same(earlier, (now := listed())[0]):
+        assert time.monotonic() < deadline
+        earlier = now[0]
+    resting, pod = now
+    for part in ("cpu", "memory", "swap", "writable_layer"):
+        assert getattr(resting, part).timestamp == resting.cpu.timestamp > earlier.cpu.timestamp
+    assert pod.linux.cpu.timestamp == pod.linux.containers[0].cpu.timestamp == resting.cpu.timestamp
+    daemon.runtime.ExecSync(pb.ExecSyncRequest(container_id=container, cmd=["sh", "-c", "seq 100000 >/dev/null"]))
+    busy, pod = listed()
+    assert busy.cpu.usage_core_nano_seconds.value > resting.cpu.usage_core_nano_seconds.value
+    assert busy.cpu.usage_nano_cores.value > 0
+    assert pod.linux.cpu.usage_core_nano_seconds == busy.cpu.usage_core_nano_seconds
+    update(daemon, container, memory_limit_in_bytes=128 * MIB)
+    changed, pod = listed()
+    assert changed.memory.available_bytes.value == 128 * MIB - changed.memory.working_set_bytes.value
+    assert pod.linux.containers[0].memory.available_bytes == changed.memory.available_bytes
+
+
 @on_v2
 def test_pressure_is_told(daemon: Daemon) -> None:
     run(daemon)

@@ -4,10 +4,11 @@ All the others are in ``v1_stats`` and ``v2_stats``. Files that a machine's cont
 the group itself is not there is an error, so that no counter seems to start anew.
 
 The files stay open: to open one and to close it again takes the kernel five times as long as to read it. Where a
-reading need not be complete, ``memory.stat``, which takes longer than all the others, is not looked at of a group that
-has not run since: whose processor time, number of processes and memory are what they were. What others do to it, for
-one reclaim, shows in its memory too, but for shifts among the kernel's lists, and for less than 64 pages of each
-processor; so it is looked at every minute all the same.
+reading need not be complete, only processor time and memory are looked at of a group that has not run since: it cannot
+have forked, nor touched memory. What others do to it, for one reclaim, shows in its memory too, but for shifts among
+the kernel's lists, and for less than 64 pages of each processor; and one who reaps a process that was dead already
+takes it from their number. So all is looked at every minute all the same. As long as nothing has changed a reading is
+the same object, so that what was made of it can be told again.
 """
 
 # ruff: noqa: D102 - what read() promises is said once, in Meter
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
 #: What the kernel keeps pressure of (Documentation/accounting/psi).
 _RESOURCES = ("cpu", "memory", "io")
-#: Bytes that the longest of the files fits into, ``memory.stat`` with a hundred keys.
-_LARGE = 8192
-#: Seconds after which ``memory.stat`` is looked at although the group has not run.
+#: Bytes that a file with one number fits into.
+_NUMBER = 32
+#: Seconds after which all is looked at although the group has not run.
 _COMPLETE = 60.0
 
 
@@ -78,11 +79,13 @@ class _Files:
 
     Args:
         paths: Where they are; an empty one stands for a file that the machine doesn't have.
+        length: Bytes that the longest of them fits into; 8192 do for ``memory.stat`` with a hundred keys.
     """
 
-    __slots__ = ("_fds",)
+    __slots__ = ("_fds", "_length")
 
-    def __init__(self, paths: Iterable[str]) -> None:
+    def __init__(self, paths: Iterable[str], length: int = 8192) -> None:
+        self._length = length
         self._fds: list[int] = []
         for path in paths:
             self._fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC) if path else -1)
@@ -98,8 +101,9 @@ class _Files:
         Raises:
             FileNotFoundError: Their group is not there any more.
         """
+        length = self._length
         try:
-            return [os.pread(fd, _LARGE, 0) if fd >= 0 else b"" for fd in self._fds]
+            return [os.pread(fd, length, 0) if fd >= 0 else b"" for fd in self._fds]
         except OSError as error:
             if error.errno == errno.ENODEV:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
@@ -114,10 +118,10 @@ class Meter:
     FILES = 8
 
     def read(self, *, complete: bool = True) -> Usage:
-        """What the group uses now.
+        """What the group uses now; the last reading itself, if nothing has changed since.
 
         Args:
-            complete: Take memory apart even if the group has not run since.
+            complete: Look at all even if the group has not run since.
 
         Raises:
             FileNotFoundError: It is not there any more.
@@ -135,20 +139,27 @@ class MeterV1(Meter):
         FileNotFoundError: The group is not there.
     """
 
-    __slots__ = ("_files", "_statistics")
+    __slots__ = ("_files", "_last")
     _KEYS = (b"\ntotal_rss ", b"\ntotal_swap ", b"\ntotal_pgfault ", b"\ntotal_pgmajfault ", b"\ntotal_inactive_file ")
 
     def __init__(self, directories: dict[str, str]) -> None:
-        files = ("cpuacct.usage", "memory.usage_in_bytes", "pids.current")
-        found = ((directories.get(name.partition(".")[0], ""), name) for name in files)
-        self._files = _Files(f"{directory}/{name}" if directory else "" for directory, name in found)
-        memory = directories.get("memory", "")
-        self._statistics = _Statistics(f"{memory}/memory.stat" if memory else "", self._KEYS)
+        def path(name: str) -> str:
+            directory = directories.get(name.partition(".")[0], "")
+            return directory and f"{directory}/{name}"
+
+        first = _Files([path("cpuacct.usage"), path("memory.usage_in_bytes")], _NUMBER)
+        self._files = _Guarded(first, _Files([path("pids.current"), path("memory.stat")]))
+        #: What the files said, and what that meant.
+        self._last: tuple[list[bytes], Usage | None] = ([], None)
 
     def read(self, *, complete: bool = True) -> Usage:
-        cpu, memory, processes = others = self._files.read()
-        rss, swap, faults, major, inactive_file = self._statistics.read(others, complete=complete)
-        return Usage(
+        said = self._files.read(complete=complete)
+        before, usage = self._last
+        if usage is not None and said is before:
+            return usage
+        cpu, memory, processes, statistics = said
+        rss, swap, faults, major, inactive_file = _values(statistics, self._KEYS)
+        usage = Usage(
             cpu=int(cpu or 0),
             memory=int(memory or 0),
             inactive_file=inactive_file,
@@ -158,6 +169,8 @@ class MeterV1(Meter):
             processes=int(processes or 0),
             pressure={},
         )
+        self._last = (said, usage)
+        return usage
 
 
 class MeterV2(Meter):
@@ -170,20 +183,27 @@ class MeterV2(Meter):
         FileNotFoundError: The group is not there.
     """
 
-    __slots__ = ("_files", "_pressure", "_statistics")
+    __slots__ = ("_files", "_last", "_pressure")
     _KEYS = (b"\nanon ", b"\ninactive_file ", b"\npgfault ", b"\npgmajfault ")
 
     def __init__(self, directory: str) -> None:
-        files = ("memory.current", "memory.swap.current", "pids.current")
-        self._files = _Files([f"{directory}/cpu.stat", *(_if_there(f"{directory}/{name}") for name in files)])
-        self._statistics = _Statistics(_if_there(f"{directory}/memory.stat"), self._KEYS)
+        first = _Files([f"{directory}/cpu.stat", _if_there(f"{directory}/memory.current")])
+        others = ("memory.swap.current", "pids.current", "memory.stat")
+        self._files = _Guarded(first, _Files(_if_there(f"{directory}/{name}") for name in others))
         self._pressure = Pressure(directory)
+        #: What the files said, and pressure, and what that meant.
+        self._last: tuple[list[bytes], object, Usage | None] = ([], None, None)
 
     def read(self, *, complete: bool = True) -> Usage:
-        times, memory, swap, processes = others = self._files.read()
+        said = self._files.read(complete=complete)
+        pressure = self._pressure.read()
+        before, pressure_before, usage = self._last
+        if usage is not None and said is before and pressure is pressure_before:
+            return usage
+        times, memory, swap, processes, statistics = said
         (cpu,) = _values(times, (b"\nusage_usec ",))
-        rss, inactive_file, faults, major = self._statistics.read(others, complete=complete)
-        return Usage(
+        rss, inactive_file, faults, major = _values(statistics, self._KEYS)
+        usage = Usage(
             cpu=cpu * 1000,
             memory=int(memory or 0),
             inactive_file=inactive_file,
@@ -191,33 +211,41 @@ class MeterV2(Meter):
             swap=int(swap or 0),
             faults=(faults, major),
             processes=int(processes or 0),
-            pressure=self._pressure.read(),
+            pressure=pressure,
         )
+        self._last = (said, pressure, usage)
+        return usage
 
 
-class _Statistics:
-    """Some values of ``memory.stat``.
+class _Guarded:
+    """Files of a group, some of which are not looked at while the others say the same.
 
     Args:
-        path: Where it is; empty: nowhere.
-        keys: See :func:`_values`.
+        first: Processor time and memory.
+        others: What only changes with them.
     """
 
-    __slots__ = ("_file", "_keys", "_last")
+    __slots__ = ("_first", "_last", "_others")
 
-    def __init__(self, path: str, keys: tuple[bytes, ...]) -> None:
-        self._file = _Files([path])
-        self._keys = keys
-        #: When it was looked at, what the group's other files said then, and the values.
-        self._last: tuple[float, list[bytes], list[int]] = (0.0, [], [])
+    def __init__(self, first: _Files, others: _Files) -> None:
+        self._first = first
+        self._others = others
+        #: When all were looked at, what the first said then, and what all said.
+        self._last: tuple[float, list[bytes], list[bytes]] = (0.0, [], [])
 
-    def read(self, others: list[bytes], *, complete: bool) -> list[int]:
-        looked_at, before, values = self._last
+    def read(self, *, complete: bool) -> list[bytes]:
+        """What all say: the same list as before, unless all were looked at.
+
+        Raises:
+            FileNotFoundError: Their group is not there any more.
+        """
         now = time.monotonic()
-        if complete or others != before or now - looked_at > _COMPLETE:
-            values = _values(self._file.read()[0], self._keys)
-            self._last = (now, others, values)
-        return values
+        first = self._first.read()
+        looked_at, before, said = self._last
+        if complete or first != before or now - looked_at > _COMPLETE:
+            said = first + self._others.read()
+            self._last = (now, first, said)
+        return said
 
 
 class Pressure:
@@ -227,35 +255,45 @@ class Pressure:
         directory: The group's.
     """
 
-    __slots__ = ("_files",)
+    __slots__ = ("_files", "_last")
     #: The most that it has open.
     FILES = len(_RESOURCES)
 
     def __init__(self, directory: str) -> None:
         files = ((resource, _if_there(f"{directory}/{resource}.pressure")) for resource in _RESOURCES)
         self._files = [(resource, _Files([path])) for resource, path in files if path]
+        #: What the files said, and what that means.
+        self._last: tuple[list[bytes], dict[str, dict[str, dict[str, Any]]]] = ([], {})
 
     def read(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Resource -> ``some`` and ``full`` -> avg10, avg60, avg300 and total (microseconds).
 
+        The last reading itself, if nothing has changed since.
+
         Raises:
             FileNotFoundError: The group is not there any more.
         """
-        found = {}
-        for resource, file in self._files:
+        texts = []
+        for _, file in self._files:
             try:
-                words = file.read()[0].decode("ascii").replace("=", " ").split()
+                texts += file.read()
             except FileNotFoundError:
                 raise
             except OSError:  # turned off (EOPNOTSUPP)
-                continue
-            # Nine words each: "some avg10 0.00 avg60 0.00 avg300 0.00 total 0".
-            lines = [words[start : start + 9] for start in range(0, len(words), 9)]
-            if lines:
-                found[resource] = {
-                    line[0]: dict(zip(line[1::2], map(float, line[2::2]), strict=False)) for line in lines
-                }
+                texts.append(b"")
+        before, found = self._last
+        if texts != before:
+            resources = (resource for resource, _ in self._files)
+            found = {resource: _pressure(text) for resource, text in zip(resources, texts, strict=True) if text}
+            self._last = (texts, found)
         return found
+
+
+def _pressure(text: bytes) -> dict[str, dict[str, Any]]:
+    """``some`` and ``full`` of one file; a line has nine words: "some avg10 0.00 avg60 0.00 avg300 0.00 total 0"."""
+    words = text.decode("ascii").replace("=", " ").split()
+    lines = [words[start : start + 9] for start in range(0, len(words), 9)]
+    return {line[0]: dict(zip(line[1::2], map(float, line[2::2]), strict=False)) for line in lines}
 
 
 def _if_there(path: str) -> str:

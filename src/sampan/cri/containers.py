@@ -36,9 +36,7 @@ class Containers:
     def __init__(self, engine: Engine, *, unset_seccomp: Literal["default", "unconfined"] = "unconfined") -> None:
         self._engine = engine
         self._unset_seccomp = unset_seccomp
-        self._entries: Encoded[ContainerRecord] = Encoded(
-            lambda container: container_messages.listed(container).SerializeToString()
-        )
+        self._entries: Encoded[ContainerRecord, bytes] = Encoded()
 
     def create_container(
         self, request: pb.CreateContainerRequest, _context: grpc.ServicerContext
@@ -100,7 +98,7 @@ class Containers:
             state=state,
             labels=lists.selector(wanted.label_selector),
         )
-        return self._entries.of(containers, all=lists.everything(wanted)).values()
+        return self._entries.of(containers, _entry, all=lists.everything(wanted)).values()
 
     def container_status(
         self, request: pb.ContainerStatusRequest, _context: grpc.ServicerContext
@@ -163,3 +161,8 @@ class Containers:
         timeout = fields.between(request.timeout, 0, _LONGEST, "timeout")
         self._engine.containers.checkpoint(container_id, location, float(timeout))
         return pb.CheckpointContainerResponse()
+
+
+def _entry(container: ContainerRecord) -> bytes:
+    """What a list tells of one."""
+    return container_messages.listed(container).SerializeToString()

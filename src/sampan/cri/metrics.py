@@ -165,7 +165,7 @@ class Metrics:
             yield pb.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=piece)
 
     def _pods(self) -> Iterator[pb.PodSandboxMetrics]:
-        for pod, stats, records in self._engine.pods.usage(self._engine.pods.list(state="ready"), full=True):
+        for pod, stats, records in self._engine.pods.usage(self._engine.pods.list(state="ready")):
             yield pb.PodSandboxMetrics(
                 pod_sandbox_id=pod.id,
                 metrics=_of_pod(pod, stats),

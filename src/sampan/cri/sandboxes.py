@@ -27,7 +27,7 @@ class Sandboxes:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._entries: Encoded[PodRecord] = Encoded(lambda pod: pod_messages.sandbox(pod).SerializeToString())
+        self._entries: Encoded[PodRecord, bytes] = Encoded()
 
     def run_pod_sandbox(
         self, request: pb.RunPodSandboxRequest, _context: grpc.ServicerContext
@@ -104,7 +104,7 @@ class Sandboxes:
         pods = self._engine.pods.list(
             id=fields.word(wanted.id, "filter.id"), state=state, labels=lists.selector(wanted.label_selector)
         )
-        return self._entries.of(pods, all=lists.everything(wanted)).values()
+        return self._entries.of(pods, _entry, all=lists.everything(wanted)).values()
 
     def update_pod_sandbox_resources(
         self, request: pb.UpdatePodSandboxResourcesRequest, _context: grpc.ServicerContext
@@ -119,3 +119,8 @@ class Sandboxes:
             else None,
         )
         return pb.UpdatePodSandboxResourcesResponse()
+
+
+def _entry(pod: PodRecord) -> bytes:
+    """What a list tells of one."""
+    return pod_messages.sandbox(pod).SerializeToString()

@@ -6,9 +6,10 @@ import grpc
 
 from sampan.cri import api_pb2 as pb
 from sampan.cri import fields, lists, usage_messages
-from sampan.cri.encoding import Encoded, Field
+from sampan.cri.encoding import ANY_TIME, Encoded, Field, Stamped
 from sampan.engine.engine import Engine
 from sampan.engine.model import ContainerRecord, PodRecord
+from sampan.engine.usage import ContainerReading, PodReading, container_stats, pod_stats
 from sampan.errors import WrongState
 
 _CONTAINER = Field(pb.ContainerStatsResponse, "stats")
@@ -28,8 +29,10 @@ class Usage:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._container_attributes: Encoded[ContainerRecord] = Encoded(usage_messages.container_attributes)
-        self._pod_attributes: Encoded[PodRecord] = Encoded(usage_messages.pod_attributes)
+        self._container_attributes: Encoded[ContainerRecord, bytes] = Encoded()
+        self._pod_attributes: Encoded[PodRecord, bytes] = Encoded()
+        self._container_figures: Encoded[ContainerReading, Stamped] = Encoded()
+        self._pod_figures: Encoded[PodReading, Stamped] = Encoded()
 
     def container_stats(self, request: pb.ContainerStatsRequest, _context: grpc.ServicerContext) -> bytes:
         """One container."""
@@ -47,17 +50,23 @@ class Usage:
         """The same in pieces."""
         return map(_CONTAINERS_STREAMED.of, lists.pieces(self._containers(request.filter)))
 
-    def _containers(self, wanted: pb.ContainerStatsFilter) -> Iterator[bytes]:
+    def _containers(self, wanted: pb.ContainerStatsFilter) -> list[bytes]:
         records = self._engine.containers.list(
             id=fields.word(wanted.id, "filter.id"),
             pod_id=fields.word(wanted.pod_sandbox_id, "filter.pod_sandbox_id"),
             labels=lists.selector(wanted.label_selector),
             settled=False,
         )
-        attributes = self._container_attributes.of(records, all=lists.everything(wanted))
+        all = lists.everything(wanted)
+        attributes = self._container_attributes.of(records, usage_messages.container_attributes, all=all)
         figures = usage_messages.Figures()
-        for record, stats in self._engine.containers.usage(records):
-            yield figures.container(attributes[record.id], stats)
+
+        def encode(reading: ContainerReading) -> Stamped:
+            stats = container_stats(self._engine, ANY_TIME, reading)
+            return Stamped(figures.container(attributes[reading.id], stats))
+
+        timestamp, read = self._engine.containers.readings(records)
+        return [each.at(timestamp) for each in self._container_figures.of(read, encode, all=all).values()]
 
     def pod_sandbox_stats(self, request: pb.PodSandboxStatsRequest, _context: grpc.ServicerContext) -> bytes:
         """One pod."""
@@ -76,18 +85,23 @@ class Usage:
         """The same in pieces."""
         return map(_PODS_STREAMED.of, lists.pieces(self._pods(request.filter)))
 
-    def _pods(self, wanted: pb.PodSandboxStatsFilter) -> Iterator[bytes]:
+    def _pods(self, wanted: pb.PodSandboxStatsFilter) -> list[bytes]:
         pods = self._engine.pods.list(
             id=fields.word(wanted.id, "filter.id"), state="ready", labels=lists.selector(wanted.label_selector)
         )
         return self._usage(pods, all=lists.everything(wanted))
 
-    def _usage(self, pods: Sequence[PodRecord], *, all: bool, fresh: bool = False) -> Iterator[bytes]:
-        attributes = self._pod_attributes.of(pods, all=all)
-        usage = list(self._engine.pods.usage(pods, fresh=fresh))
-        records = [record for each in usage for record in each.containers.values()]
-        of_containers = self._container_attributes.of(records, all=all)
+    def _usage(self, pods: Sequence[PodRecord], *, all: bool, fresh: bool = False) -> list[bytes]:
+        timestamp, read = self._engine.pods.readings(pods, fresh=fresh)
+        attributes = self._pod_attributes.of(pods, usage_messages.pod_attributes, all=all)
+        records = [each.record for reading in read for each in reading.containers]
+        of_containers = self._container_attributes.of(records, usage_messages.container_attributes, all=all)
         figures = usage_messages.Figures()
-        for pod, stats, _ in usage:
-            containers = [figures.container(of_containers[each.id], each) for each in stats.containers]
-            yield figures.pod(attributes[pod.id], stats, containers)
+
+        def encode(reading: PodReading) -> Stamped:
+            containers = [container_stats(self._engine, ANY_TIME, each) for each in reading.containers]
+            stats = pod_stats(ANY_TIME, reading, tuple(containers))
+            encoded = [figures.container(of_containers[each.id], each) for each in containers]
+            return Stamped(figures.pod(attributes[reading.id], stats, encoded))
+
+        return [each.at(timestamp) for each in self._pod_figures.of(read, encode, all=all).values()]

@@ -7,7 +7,7 @@ with its event; whoever looks first does it: the daemon's watch, a list, a comma
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sampan.cgroup import open_group
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sampan.engine.engine import Engine
     from sampan.engine.execs import AttachSession, ExecResult, ExecSession
     from sampan.engine.processes import ProcessFigures
+    from sampan.engine.usage import ContainerReading
     from sampan.shim.cancellation import Cancellation
 
 #: Exit code of a container whose end nobody saw, as containerd gives it.
@@ -346,15 +347,15 @@ class Containers:
 
     def stats(self, container_id: str) -> ContainerStats:
         """Usage of the container, and all that its cgroup tells."""
-        from sampan.engine.usage import container_stats
+        from sampan.engine.usage import container_usage
 
-        return container_stats(self._engine, self.get(container_id))
+        return container_usage(self._engine, self.get(container_id))
 
-    def usage(self, records: Iterable[ContainerRecord]) -> Iterator[tuple[ContainerRecord, ContainerStats]]:
-        """Usage of many containers, as far as it is soon told, of the last second."""
-        from sampan.engine.usage import containers_stats
+    def readings(self, records: Sequence[ContainerRecord]) -> "tuple[int, Sequence[ContainerReading]]":
+        """Usage of many containers, as far as it is soon told, and its time, which may be a second ago."""
+        from sampan.engine.usage import read_containers
 
-        return containers_stats(self._engine, records)
+        return read_containers(self._engine, records)
 
     def processes(self, record: ContainerRecord) -> "ProcessFigures":
         """Open files, sockets and threads of the container's processes; of one that has ended there are none."""

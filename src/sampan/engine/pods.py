@@ -25,7 +25,7 @@ from sampan.runtime.sandbox import destroy_sandbox
 
 if TYPE_CHECKING:
     from sampan.engine.engine import Engine
-    from sampan.engine.usage import PodUsage
+    from sampan.engine.usage import PodReading, PodUsage
 
 
 def unique_name(metadata: Metadata) -> str:
@@ -326,19 +326,28 @@ class Pods:
 
     def stats(self, pod_id: str) -> PodStats:
         """Usage of the pod: its containers' sums, and its interfaces."""
-        return next(self.usage([self.get(pod_id)], fresh=True)).stats
+        from sampan.engine.usage import container_stats, pod_stats
 
-    def usage(self, pods: Sequence[PodRecord], *, full: bool = False, fresh: bool = False) -> "Iterator[PodUsage]":
-        """Usage of many pods.
+        timestamp, (reading,) = self.readings([self.get(pod_id)], fresh=True)
+        containers = (container_stats(self._engine, timestamp, each) for each in reading.containers)
+        return pod_stats(timestamp, reading, tuple(containers))
+
+    def readings(self, pods: Sequence[PodRecord], *, fresh: bool = False) -> "tuple[int, Sequence[PodReading]]":
+        """Usage of many pods, as far as it is soon told, and its time.
 
         Args:
             pods: Which.
-            full: With all that the cgroups of their containers tell.
             fresh: As it is now; otherwise it may be a second ago.
         """
-        from sampan.engine.usage import pods_stats
+        from sampan.engine.usage import read_pods
 
-        return pods_stats(self._engine, pods, full=full, fresh=fresh)
+        return read_pods(self._engine, pods, fresh=fresh)
+
+    def usage(self, pods: Sequence[PodRecord]) -> "Iterator[PodUsage]":
+        """Usage of many pods, with all that the cgroups of their containers tell."""
+        from sampan.engine.usage import pods_in_full
+
+        return pods_in_full(self._engine, pods)
 
     def discard(self, pod: PodRecord) -> None:
         """Remove a pod that was never finished; what can't be taken down stays on record, for the next start."""

@@ -7,7 +7,7 @@ usages is told readings of the last second again, each with the time at which it
 import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from sampan.cgroup import open_group
@@ -31,11 +31,19 @@ R = TypeVar("R")
 
 
 class Reading(NamedTuple):
-    """What a group said, when (nanoseconds since the epoch), and what it uses of a processor (billionths)."""
+    """What a group said.
+
+    Attributes:
+        timestamp: When, in nanoseconds since the epoch.
+        usage: What it said; the same object as long as nothing changes.
+        nano_cores: What it uses of a processor, in billionths.
+        since: Time and processor time from which the next rate is counted.
+    """
 
     timestamp: int
     usage: "Usage"
     nano_cores: int | None
+    since: tuple[int, int]
 
 
 class Readings:
@@ -49,27 +57,31 @@ class Readings:
         self._meters: _Open[Meter] = _Open(lambda path: open_group(path, systemd=systemd).meter(), Meter.FILES)
         self._pressures: _Open[Pressure] = _Open(lambda path: Pressure(f"{layout().unified}{path}"), Pressure.FILES)
         self._last: dict[str, Reading] = {}
-        #: Time and processor time from which the rate is counted.
-        self._base: dict[str, tuple[int, int]] = {}
-        self._lock = threading.Lock()
 
-    def take(self, path: str, *, fresh: bool) -> Reading:
-        """Read a group, or, unless ``fresh``, tell what was read of it within the last second.
+    def take(self, paths: Sequence[str], *, fresh: bool) -> tuple[int, list[Reading | OSError]]:
+        """Read groups, one soon after the other; or, unless ``fresh``, tell what was so read within the last second.
 
-        Raises:
-            FileNotFoundError: It is not there.
+        Returns:
+            When that began, and what each of them said; an error instead for one that cannot be read, mostly
+            ``FileNotFoundError``, since it is gone.
         """
         now = time.time_ns()
-        last = self._last.get(path)
-        if not fresh and last is not None and 0 <= now - last.timestamp < _YOUNG:
-            return last
-        usage = self._meters.read(path, now, lambda meter: meter.read(complete=fresh))
-        with self._lock:
+        before = [self._last.get(path) for path in paths]
+        if not fresh and (young := _young(before, now)):
+            return young[0].timestamp, [*young]
+        read = _whole if fresh else _soon
+        found: list[Reading | OSError] = []
+        for path, last in zip(paths, before, strict=True):
+            try:
+                usage = self._meters.read(path, now, read)
+            except OSError as error:
+                found.append(error)
+                continue
             if last is None and len(self._last) >= _MOST:
-                oldest = next(iter(self._last))
-                del self._last[oldest], self._base[oldest]
-            reading = self._last[path] = Reading(now, usage, self._rate(path, now, usage.cpu))
-        return reading
+                self._last.pop(next(iter(self._last.copy())), None)
+            reading = self._last[path] = _follow(last, now, usage)
+            found.append(reading)
+        return now, found
 
     def pressure(self, path: str) -> dict[str, dict[str, dict[str, float]]]:
         """Pressure in a pod's cgroup, with whatever driver it was made; cgroup v1 tells none."""
@@ -84,16 +96,34 @@ class Readings:
         """For a group that is gone."""
         self._meters.drop(path)
         self._pressures.drop(path)
-        with self._lock:
-            self._last.pop(path, None)
-            self._base.pop(path, None)
+        self._last.pop(path, None)
 
-    def _rate(self, path: str, now: int, cpu: int) -> int | None:
-        before = self._base.get(path)
-        if before is not None and now - before[0] < _SHORTEST:
-            return None
-        self._base[path] = (now, cpu)
-        return None if before is None else max(0, (cpu - before[1]) * 1_000_000_000 // (now - before[0]))
+
+def _young(readings: Sequence[Reading | None], now: int) -> list[Reading]:
+    """The readings, if all were made together within the last second; else none."""
+    first = readings[0] if readings else None
+    if first is None or not 0 <= now - first.timestamp < _YOUNG:
+        return []
+    found = [each for each in readings if each is not None and each.timestamp == first.timestamp]
+    return found if len(found) == len(readings) else []
+
+
+def _follow(last: Reading | None, now: int, usage: "Usage") -> Reading:
+    """A reading with the rate since an earlier one."""
+    if last is None:
+        return Reading(now, usage, None, (now, usage.cpu))
+    began, cpu = last.since
+    if now - began < _SHORTEST:
+        return Reading(now, usage, last.nano_cores, last.since)
+    return Reading(now, usage, max(0, (usage.cpu - cpu) * 1_000_000_000 // (now - began)), (now, usage.cpu))
+
+
+def _whole(meter: Meter) -> "Usage":
+    return meter.read()
+
+
+def _soon(meter: Meter) -> "Usage":
+    return meter.read(complete=False)
 
 
 class _Open(Generic[T]):

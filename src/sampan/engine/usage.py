@@ -1,23 +1,60 @@
 """Reading figures: cgroups for processor and memory, the snapshot for disk, the network namespace for interfaces.
 
-A kubelet asks for lists of all, every ten seconds: they read the fewest files, and look through nobody's layer. One
-container by itself is looked at in full.
+A kubelet asks for lists of all, every ten seconds: they read the fewest files, and look through nobody's layer. What
+they tell is a reading, which equals the former one as long as nothing has changed, so that what was made of that can be
+told again with another time. One container by itself is looked at in full.
 """
 
-import os
-import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sampan.cgroup import open_group
+from sampan.engine.interfaces import interfaces
 from sampan.engine.model import ContainerRecord, PodRecord
 from sampan.engine.stats import ContainerStats, InterfaceStats, PodStats
 from sampan.errors import NotFound
-from sampan.linux.namespaces import CLONE_NEWNET, setns
 
 if TYPE_CHECKING:
+    from sampan.cgroup.usage import Usage
     from sampan.engine.engine import Engine
+
+#: States in which a container has a cgroup.
+_ALIVE = ("running", "created")
+
+
+class ContainerReading(NamedTuple):
+    """What the figures of a container are made of, but for their time.
+
+    Attributes:
+        record: The container's.
+        usage: What its cgroup said; None if it doesn't run.
+        nano_cores: What it uses of a processor, in billionths.
+        disk: Bytes and inodes of its layer.
+    """
+
+    record: ContainerRecord
+    usage: "Usage | None"
+    nano_cores: int | None
+    disk: tuple[int, int]
+
+    @property
+    def id(self) -> str:
+        """The container's."""
+        return self.record.id
+
+
+class PodReading(NamedTuple):
+    """What the figures of a pod are made of, but for their time."""
+
+    pod: PodRecord
+    containers: tuple[ContainerReading, ...]
+    interfaces: tuple[InterfaceStats, ...]
+    pressure: dict[str, dict[str, dict[str, float]]]
+
+    @property
+    def id(self) -> str:
+        """The pod's."""
+        return self.pod.id
 
 
 class PodUsage(NamedTuple):
@@ -28,39 +65,100 @@ class PodUsage(NamedTuple):
     containers: dict[str, ContainerRecord]
 
 
-def container_stats(
-    engine: "Engine", record: ContainerRecord, *, full: bool = True, fresh: bool = True
-) -> ContainerStats:
-    """Usage of one container; a container that doesn't run has only its disk's.
-
-    Args:
-        engine: Whose.
-        record: Its record.
-        full: With all that its cgroup tells, and its layer measured now.
-        fresh: As its cgroup is now; otherwise it may be a second ago.
+def container_usage(engine: "Engine", record: ContainerRecord) -> ContainerStats:
+    """All about one container; one that doesn't run has only its disk's.
 
     Raises:
         NotFound: It has just ended.
     """
-    used, inodes = _disk(engine, record, now=full)
-    mountpoint = f"{engine.config.root}/snapshots"
-    if record.state not in ("running", "created"):
-        return ContainerStats(
-            id=record.id, timestamp=time.time_ns(), fs_used_bytes=used, fs_inodes=inodes, fs_mountpoint=mountpoint
-        )
+    timestamp, readings = read_containers(engine, [record], fresh=True, full=True)
     try:
-        reading = engine.readings.take(record.cgroup_path, fresh=full or fresh)
-        figures, kills = _everything(engine, record) if full else ({}, 0)
+        if not readings:
+            raise FileNotFoundError
+        return _in_full(engine, timestamp, readings[0])
     except FileNotFoundError:
         raise NotFound(f"container {record.id[:12]} has just ended") from None
-    usage = reading.usage
+
+
+def read_containers(
+    engine: "Engine", records: Sequence[ContainerRecord], *, fresh: bool = False, full: bool = False
+) -> tuple[int, list[ContainerReading]]:
+    """What containers use, less those that have just ended, and when (nanoseconds since the epoch).
+
+    Args:
+        engine: Whose.
+        records: Which.
+        fresh: As they are now; otherwise it may be a second ago.
+        full: Have their layers measured now.
+    """
+    timestamp, said = engine.readings.take([r.cgroup_path for r in records if r.state in _ALIVE], fresh=fresh)
+    answers = iter(said)
+    found = []
+    for record in records:
+        answer = next(answers) if record.state in _ALIVE else None
+        if answer is None:
+            found.append(ContainerReading(record, None, None, _disk(engine, record, now=full)))
+        elif not isinstance(answer, OSError):
+            disk = _disk(engine, record, now=full)
+            found.append(ContainerReading(record, answer.usage, answer.nano_cores, disk))
+    return timestamp, found
+
+
+def read_pods(
+    engine: "Engine", pods: Sequence[PodRecord], *, fresh: bool = False, full: bool = False
+) -> tuple[int, list[PodReading]]:
+    """The same of pods, each with all its containers."""
+    of_pod: dict[str, list[ContainerReading]] = {pod.id: [] for pod in pods}
+    records = engine.containers.list(pod_id=pods[0].id if len(pods) == 1 else "", settled=False)
+    mine = [record for record in records if record.pod_id in of_pod]
+    timestamp, containers = read_containers(engine, mine, fresh=fresh, full=full)
+    for reading in containers:
+        of_pod[reading.record.pod_id].append(reading)
+    networks = {pod.id: pod.namespace_paths.get("network", "") for pod in pods if pod.state == "ready"}
+    seen = interfaces(filter(None, networks.values()))
+    pressure = engine.readings.pressure
+    return timestamp, [
+        PodReading(pod, tuple(own), seen.get(networks.get(pod.id, ""), ()), pressure(pod.cgroup_path) if own else {})
+        for pod, own in zip(pods, of_pod.values(), strict=True)
+    ]
+
+
+def pods_in_full(engine: "Engine", pods: Sequence[PodRecord]) -> Iterator[PodUsage]:
+    """All about pods and their containers; containers that end meanwhile are passed over."""
+    timestamp, readings = read_pods(engine, pods, fresh=True, full=True)
+    for reading in readings:
+        found = {}
+        for each in reading.containers:
+            try:
+                found[each.id] = _in_full(engine, timestamp, each)
+            except OSError:
+                continue
+        records = {each.id: each.record for each in reading.containers if each.id in found}
+        yield PodUsage(reading.pod, pod_stats(timestamp, reading, tuple(found.values())), records)
+
+
+def container_stats(engine: "Engine", timestamp: int, reading: ContainerReading, **more: Any) -> ContainerStats:
+    """The figures of a reading.
+
+    Args:
+        engine: Whose.
+        timestamp: When it was made, in nanoseconds since the epoch.
+        reading: What was read.
+        more: Further figures.
+    """
+    record, usage, nano_cores, (used, inodes) = reading
+    mountpoint = f"{engine.config.root}/snapshots"
+    if usage is None:
+        return ContainerStats(
+            id=record.id, timestamp=timestamp, fs_used_bytes=used, fs_inodes=inodes, fs_mountpoint=mountpoint
+        )
     limit = record.resources.memory_limit or 0
     swap_limit = (record.resources.memory_swap_limit or 0) - limit
     return ContainerStats(
         id=record.id,
-        timestamp=reading.timestamp,
+        timestamp=timestamp,
         cpu_usage_ns=usage.cpu,
-        cpu_nano_cores=reading.nano_cores,
+        cpu_nano_cores=nano_cores,
         memory_usage=usage.memory,
         memory_working_set=usage.working_set,
         memory_available=max(0, limit - usage.working_set) if limit > 0 else None,
@@ -74,51 +172,25 @@ def container_stats(
         fs_mountpoint=mountpoint,
         pids=usage.processes,
         pressure=usage.pressure,
-        oom_kills=kills,
-        figures=figures,
+        **more,
     )
 
 
-def _everything(engine: "Engine", record: ContainerRecord) -> tuple[dict[str, Any], int]:
-    group = open_group(record.cgroup_path, systemd=engine.config.cgroup_driver == "systemd")
-    return group.stats(), group.oom_kills()
+def _in_full(engine: "Engine", timestamp: int, reading: ContainerReading) -> ContainerStats:
+    if reading.usage is None:
+        return container_stats(engine, timestamp, reading)
+    group = open_group(reading.record.cgroup_path, systemd=engine.config.cgroup_driver == "systemd")
+    return container_stats(engine, timestamp, reading, figures=group.stats(), oom_kills=group.oom_kills())
 
 
-def containers_stats(
-    engine: "Engine", records: Iterable[ContainerRecord], *, full: bool = False, fresh: bool = False
-) -> Iterator[tuple[ContainerRecord, ContainerStats]]:
-    """Usage of several containers; those that end meanwhile are passed over."""
-    for record in records:
-        try:
-            yield record, container_stats(engine, record, full=full, fresh=fresh)
-        except (NotFound, OSError):
-            continue
+def pod_stats(timestamp: int, reading: PodReading, containers: tuple[ContainerStats, ...]) -> PodStats:
+    """The figures of a pod: the sums of its containers', and its interfaces.
 
-
-def pods_stats(
-    engine: "Engine", pods: Sequence[PodRecord], *, full: bool = False, fresh: bool = False
-) -> Iterator[PodUsage]:
-    """Usage of several pods, each summed over its containers."""
-    of_pod: dict[str, list[ContainerRecord]] = {pod.id: [] for pod in pods}
-    for record in engine.containers.list(pod_id=pods[0].id if len(pods) == 1 else "", settled=False):
-        if record.pod_id in of_pod:
-            of_pod[record.pod_id].append(record)
-    networks = {pod.id: pod.namespace_paths.get("network", "") for pod in pods if pod.state == "ready"}
-    seen = interfaces(filter(None, networks.values()))
-    for pod in pods:
-        found = list(containers_stats(engine, of_pod[pod.id], full=full, fresh=fresh))
-        counters = seen.get(networks.get(pod.id, ""), ())
-        pressure = engine.readings.pressure(pod.cgroup_path) if found else {}
-        stats = _sum(pod, tuple(stats for _, stats in found), counters, pressure)
-        yield PodUsage(pod, stats, {record.id: record for record, _ in found})
-
-
-def _sum(
-    pod: PodRecord,
-    containers: tuple[ContainerStats, ...],
-    counters: tuple[InterfaceStats, ...],
-    pressure: dict[str, dict[str, dict[str, float]]],
-) -> PodStats:
+    Args:
+        timestamp: When it was read.
+        reading: What was read.
+        containers: The figures of its containers.
+    """
     rates = [c.cpu_nano_cores for c in containers if c.cpu_nano_cores is not None]
     cpu = memory = working_set = rss = faults = major_faults = pids = 0
     for each in containers:
@@ -130,8 +202,8 @@ def _sum(
         major_faults += each.major_page_faults
         pids += each.pids
     return PodStats(
-        id=pod.id,
-        timestamp=time.time_ns(),
+        id=reading.pod.id,
+        timestamp=timestamp,
         cpu_usage_ns=cpu,
         cpu_nano_cores=sum(rates) if rates else None,
         memory_usage=memory,
@@ -140,56 +212,10 @@ def _sum(
         page_faults=faults,
         major_page_faults=major_faults,
         pids=pids,
-        interfaces=counters,
-        pressure=pressure,
+        interfaces=reading.interfaces,
+        pressure=reading.pressure,
         containers=containers,
     )
-
-
-def interfaces(files: Iterable[str]) -> dict[str, tuple[InterfaceStats, ...]]:
-    """Counters of the interfaces in network namespaces, less the loopbacks'; one that has gone is left out."""
-    found: dict[str, tuple[InterfaceStats, ...]] = {}
-    wanted = list(files)
-    if not wanted:
-        return found
-
-    def read() -> None:
-        for file in wanted:
-            try:
-                found[file] = _read_interfaces(file)
-            except OSError:
-                continue
-
-    # A thread of its own enters the namespaces and ends there: nobody else's thread ever has to come back.
-    thread = threading.Thread(target=read)
-    thread.start()
-    thread.join()
-    return found
-
-
-def _read_interfaces(netns: str) -> tuple[InterfaceStats, ...]:
-    fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        setns(fd, CLONE_NEWNET)
-    finally:
-        os.close(fd)
-    table = b""
-    fd = os.open("/proc/thread-self/net/dev", os.O_RDONLY | os.O_CLOEXEC)  # a list asks for it of every pod
-    try:
-        while piece := os.read(fd, 65536):
-            table += piece
-    finally:
-        os.close(fd)
-    return tuple(_parse_net_dev(table))
-
-
-def _parse_net_dev(table: bytes) -> Iterator[InterfaceStats]:
-    """proc_pid_net(5), ``dev``: sixteen counters for an interface, eight received and eight sent."""
-    for line in table.splitlines()[2:]:
-        name, _, rest = line.partition(b":")
-        counters = rest.split()
-        if name.strip() != b"lo" and len(counters) >= 16:
-            yield InterfaceStats(name.strip().decode("ascii", "replace"), *map(int, counters[:4] + counters[8:12]))
 
 
 def _disk(engine: "Engine", record: ContainerRecord, *, now: bool) -> tuple[int, int]:

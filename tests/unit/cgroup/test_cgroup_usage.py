@@ -60,21 +60,25 @@ def test_v1(tmp_path: Path) -> None:
     assert _open_files() == before
 
 
-def test_memory_is_taken_apart_when_the_group_has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rest_is_looked_at_when_the_group_has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def rss(size: int) -> None:
         _write(tmp_path, {"memory.stat": f"total_rss {size}\n"})
 
     files = {"cpuacct.usage": "1\n", "memory.usage_in_bytes": "1\n", "pids.current": "1\n"}
     rss(10)
     meter = MeterV1(dict.fromkeys(("cpuacct", "memory", "pids"), _write(tmp_path, files)))
-    assert meter.read(complete=False).rss == 10
+    before = meter.read(complete=False)
+    assert before.rss == 10
     rss(20)
-    assert meter.read(complete=False).rss == 10
+    assert meter.read(complete=False) is before
     assert meter.read(complete=True).rss == 20
-    for size, name in enumerate(files):
+    _write(tmp_path, {"pids.current": "2\n"})
+    assert meter.read(complete=False).processes == 1
+    for size, name in enumerate(["cpuacct.usage", "memory.usage_in_bytes"]):
         rss(size)
         _write(tmp_path, {name: "2\n"})
         assert meter.read(complete=False).rss == size
+    assert meter.read(complete=False).processes == 2
     rss(30)
     monkeypatch.setattr(usage, "_COMPLETE", 0.0)
     assert meter.read(complete=False).rss == 30
@@ -105,7 +109,8 @@ def test_v2(tmp_path: Path) -> None:
         "memory.pressure": "some avg10=1.00 avg60=0.00 avg300=0.00 total=1\n"
         "full avg10=3.00 avg60=0.00 avg300=0.00 total=2\n",
     }
-    told = MeterV2(_write(tmp_path, files)).read()
+    meter = MeterV2(_write(tmp_path, files))
+    told = meter.read()
     assert (told.cpu, told.memory, told.inactive_file, told.rss, told.swap) == (12000, 100, 5, 1, 9)
     assert (told.faults, told.processes) == ((6, 7), 3)
     nothing = {"avg60": 0.0, "avg300": 0.0}
@@ -116,6 +121,15 @@ def test_v2(tmp_path: Path) -> None:
             "full": {"avg10": 3.0, **nothing, "total": 2.0},
         },
     }
+
+    # The same object, until something changes: pressure too, of a group that has not run.
+    before = meter.read(complete=False)
+    assert meter.read(complete=False) is before
+    _write(tmp_path, {"cpu.pressure": ""})
+    told = meter.read(complete=False)
+    assert (told.cpu, list(told.pressure)) == (12000, ["memory"])
+    _write(tmp_path, {"cpu.stat": "usage_usec 13\n"})
+    assert meter.read(complete=False).cpu == 13000
 
 
 def test_v2_without_controllers(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Figures of a pod: the sums of its containers', and its interfaces'."""
 
+from sampan.engine.interfaces import _parse_net_dev
 from sampan.engine.model import Metadata, PodRecord, PodSpec
 from sampan.engine.stats import ContainerStats, InterfaceStats
-from sampan.engine.usage import _parse_net_dev, _sum
+from sampan.engine.usage import PodReading, pod_stats
 
 _TABLE = b"""Inter-|   Receive                    |  Transmit
  face |bytes    packets errs drop fifo frame compressed multicast|bytes and so on
@@ -24,12 +25,13 @@ def test_a_pod_uses_what_its_containers_use() -> None:
     two = ContainerStats(
         id="2", timestamp=1, cpu_usage_ns=2, memory_usage=200, memory_rss=3, page_faults=4, major_page_faults=5
     )
-    stats = _sum(_POD, (one, two), (), {"cpu": {}})
+    stats = pod_stats(7, PodReading(_POD, (), (), {"cpu": {}}), (one, two))
+    assert stats.timestamp == 7
     assert (stats.cpu_usage_ns, stats.cpu_nano_cores, stats.memory_usage, stats.memory_rss) == (3, 10, 300, 3)
     assert (stats.page_faults, stats.major_page_faults, stats.pids, stats.pressure) == (4, 5, 1, {"cpu": {}})
     assert stats.containers == (one, two)
 
 
 def test_a_pod_without_containers_uses_nothing() -> None:
-    stats = _sum(_POD, (), (), {})
+    stats = pod_stats(7, PodReading(_POD, (), (), {}), ())
     assert (stats.cpu_usage_ns, stats.cpu_nano_cores, stats.memory_usage, stats.pids) == (0, None, 0, 0)
