@@ -1,6 +1,7 @@
 """The daemon as a process: start, refusals, signals, crash, and what a client sees of a fault."""
 
 import os
+import resource
 import select
 import shutil
 import signal
@@ -93,6 +94,19 @@ def test_its_zygote_ends_with_it(daemon: Daemon) -> None:
         poll.register(pidfd, select.POLLIN)
         assert poll.poll(5000), "the zygote outlived its daemon"
         os.close(pidfd)
+
+
+def test_it_may_open_as_many_files_as_it_is_let_and_containers_get_the_usual_limit(daemon: Daemon) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, before[1]))
+    try:
+        daemon.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert daemon.process is not None
+    (zygote,) = daemon.children()
+    assert resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE) == (before[1], before[1])
+    assert resource.prlimit(zygote, resource.RLIMIT_NOFILE) == (500, before[1])
 
 
 def test_an_idle_daemon_is_small(daemon: Daemon) -> None:

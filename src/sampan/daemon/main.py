@@ -11,6 +11,7 @@ log level, registries, networks.
 
 import logging
 import os
+import resource
 import select
 import signal
 import time
@@ -97,6 +98,8 @@ class Daemon:
 
         zygote = Zygote.start()
         self._closers.append(zygote.close)
+        # After the zygote, from which containers come: they keep what the daemon was started with.
+        _raise_open_files()
 
         from sampan.cri import libraries
 
@@ -190,6 +193,13 @@ class Daemon:
                 self._closers.pop()()
             except Exception:  # noqa: BLE001  the others must still be ended
                 _LOG.exception("while ending")
+
+
+def _raise_open_files() -> None:
+    """As many open files as we may have: a usual soft limit is 1024, for programs that select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _set_oom_score(score: int) -> None:
