@@ -37,6 +37,7 @@ NOT_HERE: dict[str, str] = {
 #: What is tested under systemd.
 SYSTEMD = [
     "test_systemd_scopes.py",
+    "test_systemd_unit.py",
     "test_runtime_failure_matrix.py::test_a_failure_at_any_step_leaves_nothing[under_systemd]",
 ]
 #: What is tested where the kernel enforces the policy of selinux.cil.
