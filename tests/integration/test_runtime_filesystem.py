@@ -133,6 +133,33 @@ def test_tmpfs_takes_the_mode_and_copies_up(box: Box) -> None:
     assert not (box.rootfs / "spool" / "new").exists()
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_read_only_tmpfs_holds_what_the_container_needs_in_it(box: Box, tmp_path: Path, terminal: bool) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "token").write_text("secret")
+    next(one for one in box.config["mounts"] if one["destination"] == "/dev")["options"] += ["ro"]
+    _mount(box, "/run", "tmpfs", "rro", fstype="tmpfs")
+    _mount(box, "/run/secrets", source, "bind")
+    box.process["terminal"] = terminal
+    created = box.create("sleep", "100")
+    box.handler.start(box.container_id)
+    said = box.exec(
+        "sh", "-c",
+        "cat /run/secrets/token; touch /run/secrets/new; echo > /dev/null; ls -d /dev/pts/ptmx;"
+        "! touch /dev/new 2>/dev/null && ! touch /run/new 2>/dev/null",
+        process={"terminal": False},
+    )  # fmt: skip
+    assert (said.status, said.output) == (0, "secret/dev/pts/ptmx\n")
+    with open(f"/proc/{created.pid}/mounts") as file:
+        options = {line.split()[1]: line.split()[3].split(",") for line in file}
+    assert "ro" in options["/dev"]
+    assert "ro" in options["/run"]
+    assert "rw" in options["/run/secrets"]
+    assert ("/dev/console" in options) == terminal
+    box.discard(created)
+
+
 def test_masked_and_read_only_paths(box: Box) -> None:
     (box.rootfs / "etc" / "secret").write_text("secret")
     (box.rootfs / "etc" / "dir").mkdir()

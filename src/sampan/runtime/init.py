@@ -149,6 +149,7 @@ def _file_system(work: InitWork, linux: Linux) -> int:
         programs.open_terminal(program, rootfs.fd, console=True)
     else:
         programs.reopen_null(rootfs.fd)
+    rootfs.finish_mounts()
     if config["root"].get("readonly"):
         rootfs.make_root_readonly()
     rootfs.make_readonly(linux.get("readonlyPaths") or [])

@@ -194,9 +194,15 @@ def _open_mapped(
     set_attributes(one.tree, options)
 
 
-def set_attributes(tree: int, options: MountOptions) -> None:
-    """Give a bind mount the attributes that its options name; what they don't name stays as its source has it."""
+def set_attributes(tree: int, options: MountOptions, *, but: int = 0) -> None:
+    """Give a mount the attributes that its options name; what they don't name stays as a bind mount's source has it.
+
+    Args:
+        tree: The mount.
+        options: Its options.
+        but: Attributes that are not to be set yet.
+    """
     if options.set or options.clear:
-        m.set_attributes(tree, set=options.set, clear=options.clear)
+        m.set_attributes(tree, set=options.set & ~but, clear=options.clear)
     if options.recursive_set or options.recursive_clear:
-        m.set_attributes(tree, set=options.recursive_set, clear=options.recursive_clear, recursive=True)
+        m.set_attributes(tree, set=options.recursive_set & ~but, clear=options.recursive_clear, recursive=True)

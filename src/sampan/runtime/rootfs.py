@@ -35,7 +35,7 @@ class Rootfs:
         shared: There is no mount namespace but the runtime's: mount there, and change the root alone.
     """
 
-    __slots__ = ("_dev_null", "_no_pivot", "_prepared", "_shared", "_tmpfs", "fd")
+    __slots__ = ("_dev_null", "_late", "_no_pivot", "_prepared", "_shared", "_tmpfs", "fd")
 
     def __init__(self, prepared: PreparedMounts, *, no_pivot: bool, shared: bool = False) -> None:
         self._prepared = prepared
@@ -43,6 +43,8 @@ class Rootfs:
         self._shared = shared
         self._dev_null = -1
         self._tmpfs = -1
+        #: Mounts that become read-only when all is in them that belongs there: (descriptor, destination).
+        self._late: list[tuple[int, str]] = []
         #: The container's root, as a descriptor.
         self.fd = prepared.root
 
@@ -135,9 +137,12 @@ class Rootfs:
 
                     copy_tree(target, filesystem)
                 labels.label_root(filesystem, one.fstype, one.label)
-                set_attributes(filesystem, one.options)
+                late = becomes_readonly(one)
+                set_attributes(filesystem, one.options, but=m.MOUNT_ATTR_RDONLY if late else 0)
                 m.attach(filesystem, target)
                 propagate(filesystem, one)
+                if late:
+                    self._late.append((os.dup(filesystem), one.destination))
             finally:
                 os.close(filesystem)
         finally:
@@ -201,6 +206,16 @@ class Rootfs:
                     os.close(copy)
             finally:
                 os.close(target)
+
+    def finish_mounts(self) -> None:
+        """Make read-only what was held back: devices, other mounts and the files of hooks are in it now."""
+        while self._late:
+            mount, destination = self._late.pop()
+            try:
+                trace.step("make mount read-only", destination)
+                m.set_attributes(mount, set=m.MOUNT_ATTR_RDONLY)
+            finally:
+                os.close(mount)
 
     def make_root_readonly(self) -> None:
         """Make the root itself read-only; mounts in it are as they say."""
@@ -283,6 +298,15 @@ def make_plain_dir(root: int, path: str) -> int:
     except FileNotFoundError:
         os.close(make_dirs(root, path))
         return open_in_root(root, path, os.O_PATH | os.O_DIRECTORY, resolve=RESOLVE_NO_SYMLINKS)
+
+
+def becomes_readonly(one: Prepared) -> bool:
+    """Whether a new file system is to be read-only, but only when the runtime has put into it what goes there.
+
+    A tmpfs begins empty: destinations of other mounts and devices have yet to be made in it.
+    """
+    readonly = (one.options.set | one.options.recursive_set) & m.MOUNT_ATTR_RDONLY
+    return bool(readonly) and (one.fstype == "tmpfs" or os.path.normpath(one.destination) == "/dev")
 
 
 def propagate(fd: int, one: Prepared) -> None:
