@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runtime_bundle import Box
+from runtime_bundle import Box, read_all
 
 from sampan.errors import StageFailed, Unsupported
+from sampan.runtime.execute import confined
 from sampan.runtime.handler import Stdio
 
 pytestmark = pytest.mark.root
@@ -33,6 +34,54 @@ def test_root_has_the_capabilities_it_was_given(box: Box) -> None:
     assert (status["CapEff"], status["CapPrm"], status["CapBnd"]) == (expected,) * 3
     assert (status["CapInh"], status["CapAmb"]) == ("0" * 16,) * 2
     assert status["NoNewPrivs"] == "1"
+
+
+def test_without_capabilities_it_has_none(box: Box) -> None:
+    del box.process["capabilities"]
+    status = _status(box)
+    assert {status[f"Cap{kind}"] for kind in ("Bnd", "Prm", "Eff", "Inh", "Amb")} == {"0" * 16}
+
+
+def _says(box: Box, process: dict[str, object]) -> str:
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    inside = box.handler.exec(box.container_id, process, Stdio(-1, writer, writer))
+    os.close(writer)
+    said = read_all(reader)
+    os.close(reader)
+    assert os.waitpid(inside.pid, 0)[1] == 0, said
+    return said
+
+
+@pytest.mark.parametrize("namespaces", [[], ["user"]])
+def test_an_exec_that_names_no_confinement_has_the_containers(box: Box, namespaces: list[str]) -> None:
+    """No more than a process object must have: that is no leave to be less confined than all others in there."""
+    if namespaces:
+        box.linux["namespaces"] += [{"type": kind} for kind in namespaces]
+        box.linux["uidMappings"] = box.linux["gidMappings"] = [{"containerID": 0, "hostID": 200000, "size": 65536}]
+        for path in (box.rootfs, *box.rootfs.rglob("*")):
+            os.lchown(path, 200000, 200000)
+    box.process["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}]
+    created = box.create("sleep", "100")
+    box.handler.start(box.container_id)
+    args = ["/bin/sh", "-c", "grep Cap /proc/self/status; grep 'open files' /proc/self/limits"]
+    said = _says(box, {"cwd": "/", "args": args}).split()
+    expected = f"{1 << 0 | 1 << 1 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 27:016x}"
+    assert said[1:10:2] == ["0" * 16, expected, expected, expected, "0" * 16]
+    assert said[13:15] == ["100", "200"]
+    said = _says(box, {"cwd": "/", "args": args, "capabilities": {}, "rlimits": []}).split()
+    assert said[1:10:2] == ["0" * 16] * 5
+    box.discard(created)
+
+
+def test_an_execs_own_confinement_comes_first() -> None:
+    own = {"capabilities": {}, "apparmorProfile": "p", "selinuxLabel": "l", "rlimits": [{"type": "RLIMIT_CPU"}]}
+    given = {"args": ["sh"], "cwd": "/"}
+    container = {"process": {**own, "noNewPrivileges": True, "args": ["x"], "env": ["A=b"]}}
+    assert confined(given, container) == given | {key: value for key, value in own.items() if value}
+    more = {"capabilities": {"bounding": ["CAP_KILL"]}, "apparmorProfile": "unconfined", "selinuxLabel": "m"}
+    assert confined(given | more, container) == given | more | {"rlimits": own["rlimits"]}
+    assert confined(given, {"process": {"capabilities": more["capabilities"]}})["capabilities"] == more["capabilities"]
+    assert confined(given, {}) == given
 
 
 def test_a_user_has_only_ambient_capabilities(box: Box) -> None:

@@ -177,6 +177,10 @@ def test_exec(runtime: Runtime) -> None:
     process = runtime.bundle / "process.json"
     process.write_text(json.dumps({"cwd": "/", "args": ["/bin/busybox", "pwd"], "env": []}))
     assert runtime.run("exec", "--process", str(process), "c1").stdout == "/\n"
+    script = ["/bin/sh", "-c", "/bin/busybox grep -E 'CapEff|CapBnd' /proc/self/status"]
+    process.write_text(json.dumps({"cwd": "/", "args": script}))
+    as_others = runtime.run("exec", "c1", *script).stdout
+    assert runtime.run("exec", "--process", str(process), "c1").stdout == as_others
     assert "exec failed" in runtime.run("exec", "c1", "/none", code=255).stderr
     runtime.run("exec", "c1", code=255)
     assert "4294967295" in runtime.run("exec", "-u", "4294967295", "c1", "/bin/sh", code=255).stderr

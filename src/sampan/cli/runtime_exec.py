@@ -7,6 +7,7 @@ from sampan.cli.runtime_create import check_console, listen_fds, process_options
 from sampan.cli.runtime_options import FLAG, LIST, NUMBER, VALUE, Option, Parsed, to_number
 from sampan.cli.runtime_seal import seal_to_exec
 from sampan.errors import InvalidInput, SampanError
+from sampan.runtime.execute import confined
 from sampan.runtime.handler import Stdio
 from sampan.runtime.native import read_config
 
@@ -41,7 +42,8 @@ def command_exec(context: Context, parsed: Parsed) -> int:
     name = container_id(parsed, exactly=False)
     handler = context.handler()
     config = handler.config(name)
-    process = _process(config, parsed)
+    # Here too, since labels decide on the seal.
+    process = confined(_process(config, parsed), config)
     seal_to_exec(config, process)
     detach = parsed.flag("detach")
     check_console(process, parsed.value("console-socket"), detach=detach)

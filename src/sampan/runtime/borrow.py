@@ -75,9 +75,8 @@ def may_trace(config: RuntimeConfig) -> bool:
     who has CAP_SYS_PTRACE in the machine's user namespace.
     """
     kinds = {one["type"] for one in (config.get("linux") or {}).get("namespaces") or []}
-    process = config.get("process")
-    sets = process.get("capabilities") if process else None
-    return "user" not in kinds and (sets is None or "CAP_SYS_PTRACE" in (sets.get("bounding") or []))
+    sets = (config.get("process") or {}).get("capabilities") or {}
+    return "user" not in kinds and "CAP_SYS_PTRACE" in (sets.get("bounding") or [])
 
 
 def spawn_inside(files: list[int], program: Program, child: Callable[[], Image | None]) -> tuple[int, OSError | None]:

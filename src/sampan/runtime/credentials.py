@@ -51,17 +51,15 @@ def become(process: Process, *, setgroups: bool) -> None:
     """Take on the process's user and capabilities.
 
     Args:
-        process: The OCI process object.
+        process: The OCI process object. Capabilities that it does not name it does not have: none without the sets.
         setgroups: Whether setgroups(2) is allowed here; a user namespace may deny it.
     """
     user = process.get("user") or {}
-    sets = process.get("capabilities")
-    if sets is not None:
-        trace.step("limit capability bounding set")
-        caps.limit_bounding(caps.mask(sets.get("bounding") or []))
+    sets = process.get("capabilities") or {}
+    trace.step("limit capability bounding set")
+    caps.limit_bounding(caps.mask(sets.get("bounding") or []))
     _become_user(user, setgroups=setgroups)
-    if sets is not None:
-        _set_capabilities(sets)
+    _set_capabilities(sets)
 
 
 def _become_user(user: User, *, setgroups: bool) -> None:

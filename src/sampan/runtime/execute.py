@@ -41,9 +41,9 @@ def execute(
     directory: StateDir, record: dict[str, Any], process: dict[str, Any], stdio: Stdio, options: Options
 ) -> Created:
     """Run ``process`` in the container of ``record``; see :meth:`sampan.runtime.native.NativeHandler.exec`."""
-    checked = validate_process(process)
-    labels.check_machine(checked, "")
     config: RuntimeConfig = directory.load("config.json")  # type: ignore[assignment]
+    checked: Process = confined(validate_process(process), config)  # type: ignore[arg-type, assignment]
+    labels.check_machine(checked, "")
     work = _Execution(record, config, checked, stdio, options)
     try:
         return work.run()
@@ -55,6 +55,22 @@ def execute(
         raise
     finally:
         work.close()
+
+
+def confined(process: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """``process`` with the container's confinement where it has none of its own: nobody leaves it by saying nothing.
+
+    Capabilities count as its own when they are there, if only as empty sets, as runc has it; ``noNewPrivileges`` is
+    false where it is absent.
+    """
+    own = config.get("process") or {}
+    result = dict(process)
+    if result.get("capabilities") is None and own.get("capabilities"):
+        result["capabilities"] = own["capabilities"]
+    for key in ("apparmorProfile", "selinuxLabel", "rlimits"):
+        if not result.get(key) and own.get(key):
+            result[key] = own[key]
+    return result
 
 
 class _Execution:
