@@ -160,6 +160,22 @@ def test_a_read_only_tmpfs_holds_what_the_container_needs_in_it(box: Box, tmp_pa
     box.discard(created)
 
 
+@pytest.mark.parametrize("user_namespace", [False, True])
+@pytest.mark.parametrize("cwd", ["/srv/app", "/run/app"])
+def test_a_missing_cwd_is_made_in_a_read_only_root(box: Box, cwd: str, user_namespace: bool) -> None:
+    if user_namespace:
+        box.linux["namespaces"].append({"type": "user"})
+        box.linux["uidMappings"] = box.linux["gidMappings"] = [{"containerID": 0, "hostID": 200000, "size": 65536}]
+        for path in (box.rootfs, *box.rootfs.rglob("*")):
+            os.lchown(path, 200000, 200000)
+    box.config["root"]["readonly"] = True
+    (box.rootfs / "run").mkdir()
+    _mount(box, "/run", "tmpfs", "ro", fstype="tmpfs")
+    box.process["cwd"] = cwd
+    box.process["user"] = {"uid": 33, "gid": 33, "umask": 0o077}
+    assert box.sh("pwd; stat -c '%a %u:%g' .; ! touch new 2>/dev/null") == f"{cwd}\n755 0:0"
+
+
 def test_masked_and_read_only_paths(box: Box) -> None:
     (box.rootfs / "etc" / "secret").write_text("secret")
     (box.rootfs / "etc" / "dir").mkdir()

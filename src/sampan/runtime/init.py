@@ -149,6 +149,7 @@ def _file_system(work: InitWork, linux: Linux) -> int:
         programs.open_terminal(program, rootfs.fd, console=True)
     else:
         programs.reopen_null(rootfs.fd)
+    rootfs.make_cwd(program.process.get("cwd") or "/")
     rootfs.finish_mounts()
     if config["root"].get("readonly"):
         rootfs.make_root_readonly()

@@ -207,6 +207,17 @@ class Rootfs:
             finally:
                 os.close(target)
 
+    def make_cwd(self, path: str) -> None:
+        """Make the process's directory where it is missing, before the root is read-only; what refuses, stays.
+
+        Whether the process can enter it is found out when it does.
+        """
+        trace.step("make working directory", path)
+        try:
+            os.close(make_dirs(self.fd, path))
+        except OSError:
+            pass
+
     def finish_mounts(self) -> None:
         """Make read-only what was held back: devices, other mounts and the files of hooks are in it now."""
         while self._late:
