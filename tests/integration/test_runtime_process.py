@@ -112,13 +112,13 @@ def test_no_supplementary_groups_are_inherited(box: Box) -> None:
 
 
 def test_environment_is_the_configurations_alone(box: Box) -> None:
-    box.process["env"] = ["PATH=/bin", "TWICE=1", "TWICE=2"]
+    box.process["env"] = ["PATH=/bin", "TWICE=1", "HOME=", "TWICE=2=3", "EMPTY="]
     os.environ["SAMPAN_LEAK"] = "1"
     try:
         said = box.run("cat", "/proc/self/environ").output
     finally:
         del os.environ["SAMPAN_LEAK"]
-    assert said.split("\0") == ["PATH=/bin", "TWICE=1", "TWICE=2", "HOME=/root", ""]
+    assert said.split("\0") == ["PATH=/bin", "TWICE=2=3", "HOME=/root", "EMPTY=", ""]
 
 
 def test_home_is_looked_up(box: Box) -> None:

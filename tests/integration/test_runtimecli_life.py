@@ -170,6 +170,8 @@ def test_exec(runtime: Runtime) -> None:
     runtime.start("c1")
     shell = ("/bin/sh", "-c")
     assert runtime.run("exec", "-e", "A=b", "--cwd", "/bin", "c1", *shell, "echo $A $PWD").stdout == "b /bin\n"
+    terminal = ("-e", "TERM=vt100", "c1", "/bin/busybox", "env")
+    assert [line for line in runtime.run("exec", *terminal).stdout.split() if "TERM" in line] == ["TERM=vt100"]
     runtime.run("exec", "c1", *shell, "exit 3", code=3)
     ids = runtime.run("exec", "-u", "5:6", "-g", "7", "c1", "/bin/busybox", "id").stdout
     assert "uid=5 gid=6" in ids

@@ -135,7 +135,9 @@ def process_for(
     process = _container_process(bundle)
     process["args"] = list(command)
     process["terminal"] = tty
-    process["env"] = [*process.get("env", ()), *(["TERM=xterm"] if tty else ()), *env]
+    entries = [*(["TERM=xterm"] if tty else ()), *process.get("env", ()), *env]
+    # By its name: a handler may pass on all that it is given, and programs would find the first of two.
+    process["env"] = list({entry.partition("=")[0]: entry for entry in entries}.values())
     process.pop("consoleSize", None)
     if cwd:
         process["cwd"] = cwd

@@ -280,12 +280,12 @@ def _load_filter(program: Program) -> None:
 
 
 def _environment(process: Process, root: int) -> list[str]:
-    environment = process.get("env") or []
-    if not any(entry.startswith("HOME=") for entry in environment):
+    """The environment with each name once, set as the last entry of that name says: getenv(3) would find the first."""
+    entries = {entry.partition("=")[0]: entry for entry in process.get("env") or []}
+    if entries.get("HOME", "HOME=") == "HOME=":
         trace.step("find home directory", "/etc/passwd")
-        home = credentials.home_of(root, (process.get("user") or {}).get("uid") or 0)
-        environment = [*environment, f"HOME={home}"]
-    return environment
+        entries["HOME"] = f"HOME={credentials.home_of(root, (process.get('user') or {}).get('uid') or 0)}"
+    return list(entries.values())
 
 
 def _own_streams(process: Process) -> None:
