@@ -136,6 +136,15 @@ def test_cwd_is_made_and_entered(box: Box) -> None:
     assert box.sh("pwd") == "/some/where"
 
 
+def test_a_cwd_that_a_running_container_lacks_is_not_made(box: Box) -> None:
+    created = box.create("sleep", "100")
+    box.handler.start(box.container_id)
+    with pytest.raises(StageFailed, match="change directory at /some/where: ENOENT"):
+        box.exec("pwd", process={"cwd": "/some/where"})
+    assert not (box.rootfs / "some").exists()
+    box.discard(created)
+
+
 def test_rlimits(box: Box) -> None:
     box.process["rlimits"] = [
         {"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200},

@@ -184,6 +184,7 @@ def test_exec(runtime: Runtime) -> None:
     as_others = runtime.run("exec", "c1", *script).stdout
     assert runtime.run("exec", "--process", str(process), "c1").stdout == as_others
     assert "exec failed" in runtime.run("exec", "c1", "/none", code=255).stderr
+    assert "/typo: ENOENT" in runtime.run("exec", "--cwd", "/typo", "c1", "/bin/sh", code=255).stderr
     runtime.run("exec", "c1", code=255)
     assert "4294967295" in runtime.run("exec", "-u", "4294967295", "c1", "/bin/sh", code=255).stderr
     runtime.run("exec", "--cap", "CAP_SYS_ADMIN", "c1", *shell, "/bin/busybox mount -t tmpfs x /tmp || true")

@@ -17,7 +17,7 @@ from sampan.errors import ProgramFailed
 from sampan.linux import keyring, pty, seccomp
 from sampan.linux.mount import PROC_SUPER_MAGIC, filesystem_type
 from sampan.linux.process import CLOSE_RANGE_CLOEXEC, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, close_range, prctl
-from sampan.linux.resolve import make_dirs, open_in_root
+from sampan.linux.resolve import open_in_root
 from sampan.linux.syscall import libc
 from sampan.linux.vfork import Image
 from sampan.runtime import credentials, devices, labels, scheduling, stage2, trace
@@ -323,11 +323,6 @@ def _may_set_groups() -> bool:
 
 
 def _enter_early(root: int, cwd: str) -> bool:
-    trace.step("change directory", cwd)
-    try:
-        os.close(make_dirs(root, cwd))
-    except OSError:  # a read-only root: it must be there already
-        pass
     try:
         _enter(root, cwd)
     except PermissionError:
