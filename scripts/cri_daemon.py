@@ -82,11 +82,10 @@ class Daemon(Sampan):
             runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod.id))
 
     def children(self) -> list[int]:
-        """Its child processes: the zygote."""
+        """Its child processes, whichever of its threads started them: the zygote."""
         assert self.process is not None
-        pid = self.process.pid
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-            return [int(child) for child in file.read().split()]
+        files = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return [int(child) for file in files for child in file.read_text().split()]
 
 
 D = TypeVar("D", bound=Daemon)

@@ -11,4 +11,4 @@ if __name__ == "__main__":
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     from sampan.shim import seed
 
-    seed.main(sys.argv[1], sys.argv[2:])
+    seed.main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])

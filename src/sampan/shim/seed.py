@@ -58,15 +58,17 @@ _USUAL_CAPABILITIES = (
 )
 
 
-def main(mode: str, paths: Sequence[str]) -> NoReturn:
+def main(mode: str, open_files: int, paths: Sequence[str]) -> NoReturn:
     """Serve the socket that the maker left as descriptor 3, until the maker hangs up.
 
     Args:
         mode: ``many``, to prepare for many requests, or ``once``, for one that is waited for.
+        open_files: The soft limit of open files, for us and for containers.
         paths: Where workers find the dependencies; monitors have none.
     """
     process.close_range(SOCKET_FD + 1)
     process.prctl(process.PR_SET_DUMPABLE, 0)
+    _limit_open_files(open_files)
     os.chdir("/")
     os.umask(0o022)
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
@@ -84,6 +86,15 @@ def main(mode: str, paths: Sequence[str]) -> NoReturn:
         rehearsal.fill_holes()
     gc.freeze()
     _serve(_socket.socket(fileno=SOCKET_FD))
+
+
+def _limit_open_files(soft: int) -> None:
+    """Set the soft limit, where the maker has raised its own since it started us first."""
+    import resource
+
+    now, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now != soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def _load() -> None:

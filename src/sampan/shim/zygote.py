@@ -111,6 +111,7 @@ class Zygote:
 
     def __init__(self, mode: str) -> None:
         self._mode = mode
+        self._open_files = _open_files()
         self._lock = _thread.allocate_lock()
         self._pid = 0
         self._channel: sockets.Channel | None = None
@@ -199,7 +200,8 @@ class Zygote:
     def _start(self) -> None:
         ours, its = sockets.packet_pair()
         try:
-            self._pid = interpreter.spawn(_SCRIPT, (self._mode, *_dependency_paths()), its.fileno())
+            arguments = (self._mode, str(self._open_files), *_dependency_paths())
+            self._pid = interpreter.spawn(_SCRIPT, arguments, its.fileno())
         except BaseException:
             ours.close()
             raise
@@ -217,6 +219,13 @@ class Zygote:
                 os.waitpid(pid, 0)
             except ChildProcessError:
                 pass  # the program that we are part of ignores SIGCHLD, or waits for any child
+
+
+def _open_files() -> int:
+    """The soft limit of open files, which our containers are to have although we may raise ours."""
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def _dependency_paths() -> list[str]:
