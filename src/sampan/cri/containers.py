@@ -65,7 +65,8 @@ class Containers:
     ) -> pb.StopContainerResponse:
         """Stop; a container that is stopped or gone is no error."""
         container_id = fields.identifier(request.container_id, "container_id")
-        timeout = fields.between(request.timeout, 0, _LONGEST, "timeout")
+        # A grace period may have 64 bits: a second more than 68 years is none.
+        timeout = fields.between(min(request.timeout, _LONGEST), 0, _LONGEST, "timeout")
         try:
             self._engine.containers.stop(container_id, timeout)
         except NotFound:

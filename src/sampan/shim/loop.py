@@ -18,6 +18,8 @@ URGENT = select.EPOLLPRI
 HANGUP = select.EPOLLHUP | select.EPOLLERR
 #: Seconds after which what comes next is taken to have nothing to do with what was before.
 QUIET = 0.15
+#: Seconds that one wait may take: epoll_wait(2) counts milliseconds in 31 bits.
+_LONGEST = 86_400.0
 
 
 class Timer:
@@ -119,7 +121,7 @@ class Loop:
     def _timeout(self) -> float | None:
         if not self._timers:
             return QUIET if self._stirred else None
-        return max(0.0, min(timer.at for timer in self._timers) - time.monotonic())
+        return max(0.0, min(_LONGEST, min(timer.at for timer in self._timers) - time.monotonic()))
 
     def _fire(self) -> None:
         now = time.monotonic()

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+#: Seconds that one wait may take: poll(2) counts milliseconds in 31 bits.
+_LONGEST = 86_400.0
 _INTS = 4  # size of a descriptor in SCM_RIGHTS
 _SPACE = _socket.CMSG_SPACE(_INTS * frames.MAX_DESCRIPTORS)
 _STREAM = _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC
@@ -179,15 +181,19 @@ class Channel:
             TimeoutError: None came in time; the conversation can go on.
             Unavailable: The peer ended.
         """
+        left = timeout
         while True:
             frame = self._decoder.next()
             if frame is not None:
                 return frame
             try:
-                self._connection.settimeout(timeout)
+                self._connection.settimeout(left if left is None else min(left, _LONGEST))
                 data, descriptors = receive(self._connection)
             except TimeoutError:
-                raise
+                if left is None or left <= _LONGEST:
+                    raise
+                left -= _LONGEST
+                continue
             except BlockingIOError:
                 raise TimeoutError from None
             except OSError as error:

@@ -6,8 +6,10 @@ import threading
 import pytest
 
 from sampan.errors import Unavailable
+from sampan.shim import sockets
 from sampan.shim.cancellation import Cancellation
 from sampan.shim.sockets import Channel, packet_pair
+from sampan.wire import frames
 
 
 def test_it_calls_what_is_under_way_and_nothing_that_is_over() -> None:
@@ -56,3 +58,17 @@ def test_hanging_up_on_a_peer_that_has_gone_is_no_error() -> None:
     channel.hang_up()
     channel.hang_up()
     channel.close()
+
+
+def test_a_wait_may_be_longer_than_poll_can_wait_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "_LONGEST", 0.02)
+    ours, theirs = packet_pair()
+    channel = Channel(ours, "the monitor")
+    timer = threading.Timer(0.1, lambda: theirs.send(frames.encode(frames.REPLY, 1, {"done": True})))
+    timer.start()
+    assert channel.receive(1e9).body == {"done": True}
+    with pytest.raises(TimeoutError):
+        channel.receive(0.05)
+    timer.join()
+    channel.close()
+    theirs.close()
