@@ -51,6 +51,13 @@ class Attachment:
             sink.finish()
         self._settle()
 
+    def hang_up(self) -> None:
+        """The client is gone: what it sent goes to the container, and then the end of it."""
+        self._on_detached = None
+        if self._source is not None:
+            self._source.hang_up()
+        self._release()
+
     def close(self) -> None:
         """Let go of the client at once; a second call does nothing."""
         self._on_detached = None

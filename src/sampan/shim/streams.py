@@ -118,15 +118,15 @@ class Sink:
         self._on_room.append(call)
 
     def finish(self) -> None:
-        """Close when the backlog is written; for that it is given the usual patience."""
+        """Close when the backlog is written; a reader that takes nothing is given up as before."""
         if self.fd < 0 or self._closing:
             return
         if not self._pending:
             self.close()
             return
         self._closing = True
-        if self._timer is None:
-            self._timer = self._loop.later(self._patience or PATIENCE, self.close)
+        if self._timer is None and self._patience:
+            self._timer = self._loop.later(self._patience, self.close)
 
     def close(self) -> None:
         """Close at once; a second call does nothing."""
@@ -149,9 +149,9 @@ class Sink:
         if taken <= 0:
             return
         del self._pending[:taken]
-        if self._timer is not None and not self._closing:
+        if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer = self._loop.later(self._patience, self.close) if self._closing else None
         if not self._pending:
             self._loop.forget(self.fd)
             if self._closing:
@@ -213,6 +213,13 @@ class Source:
         else:
             os.close(fd)
 
+    def hang_up(self) -> None:
+        """Its writer is gone: pass on what is there and the sink takes, and end."""
+        while self.fd >= 0 and not self._sink.full and self._take():
+            pass
+        if self.fd >= 0:
+            self._end()
+
     def _resume(self) -> None:
         if self.fd < 0:
             return
@@ -224,27 +231,33 @@ class Source:
     def _read(self, _: int) -> None:
         if self.fd < 0:
             return
+        if not self._take():
+            return
+        if self._sink.full:
+            self._loop.forget(self.fd)
+            self._sink.when_room(self._resume)
+        elif not self._loop.watches(self.fd):
+            self._resume()
+
+    def _take(self) -> bool:
+        """Pass on some; whether there was something."""
         if self._sink.fd < 0:
             self._end()
-            return
+            return False
         try:
             if self._socket is not None:
                 data = self._socket.recv(READ_SIZE, _socket.MSG_DONTWAIT)
             else:
                 data = os.read(self.fd, READ_SIZE)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
         if not data:
             self._end()
-            return
+            return False
         self._sink.send(data)
-        if self._sink.full:
-            self._loop.forget(self.fd)
-            self._sink.when_room(self._resume)
-        elif not self._loop.watches(self.fd):
-            self._resume()
+        return True
 
     def _end(self) -> None:
         self.close()

@@ -177,3 +177,87 @@ def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "log").symlink_to("/dev/shm/sampan-elsewhere")
     with pytest.raises(OSError, match="symbolic links"):
         LogFile(str(tmp_path / "log"))
+
+
+def test_a_sink_that_never_gives_up_its_reader_does_not_at_its_end(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "PATIENCE", 0.02)
+    reading, writing = os.pipe()
+    sink = Sink(loop, writing, lambda _: None, patience=0)
+    sent = b"x" * 300_000
+    sink.send(sent)
+    sink.finish()
+    loop.later(0.1, lambda: None)
+    loop.run_once()
+    got = b""
+    while piece := os.read(reading, 65536):
+        got += piece
+        if sink.fd >= 0:
+            loop.run_once()
+    assert got == sent
+    os.close(reading)
+
+
+def test_a_slow_reader_gets_all_at_the_end_and_one_that_stops_is_given_up(loop: Loop) -> None:
+    reading, writing = os.pipe()
+    sink = Sink(loop, writing, lambda _: None, patience=0.2)
+    sink.send(b"x" * 400_000)
+    sink.finish()
+    got = 0
+    for _ in range(4):  # each less than the patience, together more
+        loop.later(0.1, lambda: None)
+        loop.run_once()
+        got += len(os.read(reading, 65536))
+        loop.run_once()
+        assert sink.fd >= 0
+    while sink.fd >= 0:
+        loop.run_once()
+    assert got < 400_000
+    os.close(reading)
+
+
+@pytest.mark.parametrize("size", [0, 100_000, streams.BACKLOG + 200_000], ids=["nothing", "some", "more than fits"])
+def test_what_a_writer_sent_before_it_hung_up_is_passed_on_and_then_the_end(loop: Loop, size: int) -> None:
+    fd, feeder = os.pipe()
+    reading, writing = os.pipe()
+    sink = Sink(loop, writing, lambda _: None, patience=0)
+    over: list[bool] = []
+    source = Source(loop, fd, sink, lambda: over.append(True))
+    os.set_blocking(feeder, False)
+    sent = 0
+    while sent < size:
+        try:
+            sent += os.write(feeder, b"x" * (size - sent))
+        except BlockingIOError:
+            loop.run_once()
+            if sink.full:
+                break
+    source.hang_up()
+    source.hang_up()
+    assert over == [True]
+    assert source.fd < 0
+    sink.finish()
+    got = 0
+    while piece := os.read(reading, 65536):
+        got += len(piece)
+        if sink.fd >= 0:
+            loop.run_once()
+    assert got == sent if sent == size else got >= streams.BACKLOG
+    for one in (reading, feeder):
+        os.close(one)
+
+
+def test_a_time_that_is_far_off_is_waited_for(loop: Loop) -> None:
+    called: list[str] = []
+    far = loop.later(1e9, lambda: called.append("far"))
+    loop.later(0.01, lambda: called.append("near"))
+    while not called:
+        loop.run_once()
+    assert called == ["near"]
+    reading, writing = os.pipe()
+    loop.watch(reading, READABLE, lambda _: called.append("ready"))
+    os.write(writing, b"x")
+    loop.run_once()  # with nothing but the far one to come
+    assert called == ["near", "ready"]
+    far.cancel()
+    for fd in (reading, writing):
+        os.close(fd)
