@@ -60,6 +60,11 @@ class OomWatch:
         watch.drain()
         return watch
 
+    @property
+    def seen(self) -> int:
+        """The kills that were counted when it was looked at last."""
+        return self._seen
+
     def drain(self) -> int:
         """Take note of what was signalled, so that the next poll waits; returns the kills counted so far."""
         try:

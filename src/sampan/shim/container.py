@@ -90,6 +90,7 @@ class Container:
         self._group: Group | None = open_group(settings.cgroup, systemd=settings.systemd) if settings.cgroup else None
         self._log = LogFile(settings.log_path)
         self._watch: OomWatch | None = None
+        self._out_of_memory = False
         self._own_pids = False
         self._deleted = False
 
@@ -162,7 +163,7 @@ class Container:
         def hung_up() -> None:
             if attachment in self._attachments:
                 self._attachments.remove(attachment)
-                attachment.close()
+                attachment.hang_up()
 
         call.reply({"tty": self.settings.tty})
         self._attachments.append(attachment)
@@ -290,7 +291,9 @@ class Container:
     def _finish(self, ended: Exit) -> None:
         ended.started_at = self.started_at
         if self._group is not None:
-            ended.oom_killed = self._oom_kills() > 0
+            # systemd removes the group of a scope as soon as its last process is dead: what was seen counts too.
+            self._look_for_kills(0)
+            ended.oom_killed = self._out_of_memory or self._oom_kills() > 0
         if not self._own_pids:
             self.kill_all()  # with a PID namespace of its own the kernel has done so
         for output in tuple(self._outputs.values()):
@@ -339,7 +342,7 @@ class Container:
             return
         try:
             self._watch = self._group.oom_watch()
-            self._loop.watch(self._watch.fd, self._watch.events, self._out_of_memory)
+            self._loop.watch(self._watch.fd, self._watch.events, self._look_for_kills)
         except (SampanError, OSError):
             self._unwatch_memory()
 
@@ -349,8 +352,12 @@ class Container:
             self._loop.forget(watch.fd)
             watch.close()
 
-    def _out_of_memory(self, _: int) -> None:
-        if self._watch is not None and self._watch.drain() > 0:
+    def _look_for_kills(self, _: int) -> None:
+        if self._watch is None:
+            return
+        before = self._watch.seen
+        if self._watch.drain() > before:
+            self._out_of_memory = True
             self._journal.publish("oom", self.id)
 
     def _take_console(self, console: int) -> None:
