@@ -333,6 +333,47 @@ def test_a_pod_whose_monitor_was_killed_is_ended_and_can_be_removed(here: World,
     assert engine.pods.get(p.id).state == "notready"
 
 
+@pytest.mark.parametrize("what", ["monitor", "pause"])
+def test_a_pod_that_ends_by_itself_is_told_not_to_be_ready(here: World, engine: Engine, what: str) -> None:
+    engine.watch()
+    p = pod(engine, namespaces=Namespaces(network="pod", pid="pod"))
+    cid = run(engine, p.id, container(here, "sleep", "100", namespaces=Namespaces(network="pod", pid="pod")))
+    if what == "monitor":
+        with open(f"{engine.layout.pod(p.id)}/monitor.json") as file:
+            os.kill(json.load(file)["pid"], signal.SIGKILL)
+    else:
+        os.kill(engine.pods.get(p.id).pause_pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while engine.pods.get(p.id).state == "ready" or engine.containers.get(cid).state != "exited":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    engine.pods.stop(p.id)
+    assert engine.pods.get(p.id).state == "notready"
+    kinds = [event.kind for event in engine.events.since(0) if event.pod_id == p.id]
+    assert kinds.count("pod-stopped") == 1
+    # Another of the same name takes its place.
+    engine.pods.remove(p.id)
+    pod(engine)
+
+
+def test_a_pod_is_stopped_and_removed_while_its_containers_are(
+    here: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = pod(engine)
+    gone = run(engine, p.id, container(here, "true", name="gone"))
+    kept = run(engine, p.id, container(here, "sleep", "100", name="kept"))
+    listed = engine.containers.list(pod_id=p.id)
+    engine.containers.remove(gone)
+    # As if the one had been removed right after the list was made.
+    monkeypatch.setattr(engine.containers, "list", lambda **_: listed)
+    engine.pods.stop(p.id)
+    assert (engine.pods.get(p.id).state, engine.containers.get(kept).state) == ("notready", "exited")
+    engine.pods.remove(p.id)
+    monkeypatch.undo()
+    with pytest.raises(NotFound):
+        engine.pods.get(p.id)
+
+
 def test_a_half_made_pod_is_found_and_removed(here: World, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     class Crash(BaseException):
         pass

@@ -3,6 +3,7 @@
 import re
 
 from sampan.engine.model import ContainerSpec, Metadata, PodSpec
+from sampan.engine.oci import stop_signal
 from sampan.errors import InvalidInput
 
 _SYSCTL = re.compile(r"[a-z0-9][a-z0-9_-]*([./][a-z0-9][a-z0-9_-]*)+")
@@ -49,6 +50,7 @@ def container(spec: ContainerSpec) -> None:
         for position, text in enumerate(texts):
             if "\0" in text:
                 raise InvalidInput("holds a NUL byte", field=f"{field}[{position}]")
+    stop_signal(spec.stop_signal)
     for position, (name, _) in enumerate(spec.envs):
         if not name or "=" in name or "\0" in name:
             raise InvalidInput(f'"{name}" is no name of a variable', field=f"envs[{position}].key")

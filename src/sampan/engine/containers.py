@@ -4,6 +4,7 @@ A container's end is recorded on disk by its monitor before anyone is told. ``se
 with its event; whoever looks first does it: the daemon's watch, a list, a command line.
 """
 
+import logging
 import os
 import shutil
 import time
@@ -16,7 +17,7 @@ from sampan.engine.model import ContainerRecord, ContainerSpec, PodRecord, Resou
 from sampan.engine.pods import unique_name
 from sampan.engine.records import Flights, new_id
 from sampan.engine.stats import ContainerStats
-from sampan.errors import AlreadyExists, NotFound, SampanError, TimedOut, Unavailable, WrongState
+from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, TimedOut, Unavailable, WrongState
 from sampan.shim.client import read_exit
 from sampan.storage import mount as snapshot_mount
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from sampan.engine.processes import ProcessFigures
     from sampan.engine.usage import ContainerReading
     from sampan.shim.cancellation import Cancellation
+
+_LOG = logging.getLogger(__name__)
 
 #: Exit code of a container whose end nobody saw, as containerd gives it.
 UNKNOWN_EXIT = 255
@@ -112,7 +115,11 @@ class Containers:
         if record.state not in ("running", "created"):
             return
         config = self._engine.images.config_of(record)
-        number = oci.stop_signal(record.spec.stop_signal, config.stop_signal or "")
+        try:
+            number = oci.stop_signal(record.spec.stop_signal, config.stop_signal or "")
+        except InvalidInput as error:  # the image's: nobody can mend it now
+            _LOG.warning("container %s is stopped with SIGTERM: %s", record.id[:12], error)
+            number = oci.stop_signal()
         try:
             self._end(record, 9 if record.state == "created" else number, timeout)
         except Unavailable:

@@ -229,6 +229,8 @@ def stop_signal(*names: str) -> int:
             offset = upper[5:] or "+0"
             if offset.startswith("+") and offset[1:].isdigit() and int(offset[1:]) <= 30:
                 return signal.SIGRTMIN + int(offset[1:])
+        if upper.startswith("RTMAX-") and upper[6:].isdigit() and int(upper[6:]) <= 30:
+            return signal.SIGRTMAX - int(upper[6:])
         found = getattr(signal, f"SIG{upper}", None)
         if isinstance(found, signal.Signals):
             return int(found)

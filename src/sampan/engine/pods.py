@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -180,7 +180,8 @@ class Pods:
         engine = self._engine
         pod = self.get(pod_id)
         for container in engine.containers.list(pod_id=pod.id):
-            engine.containers.halt(container.id)
+            with suppress(NotFound):  # a kubelet removes old containers meanwhile
+                engine.containers.halt(container.id)
         with engine.locks.hold(pod.id):
             pod = engine.pod_records.get(pod.id)
             if pod.state == "notready" and not pod.lost:
@@ -252,7 +253,8 @@ class Pods:
         pod = self.get(pod_id)
         self.stop(pod.id)
         for container in engine.containers.list(pod_id=pod.id):
-            engine.containers.remove(container.id)
+            with suppress(NotFound):
+                engine.containers.remove(container.id)
         with engine.locks.hold(pod.id):
             shutil.rmtree(engine.layout.pod(pod.id), ignore_errors=True)
             with engine.store.transaction():

@@ -86,6 +86,8 @@ class Watch:
             while event := stream.next(0):
                 if event["kind"] in ("exit", "oom"):
                     self._settle(event["id"])
+                elif event["kind"] == "pause-exit":  # the init of the PID namespace that the pod's containers share
+                    self._lose(pod_id)
         except (SampanError, OSError):
             with self._lock:
                 del self._streams[fd]
@@ -122,5 +124,23 @@ class Watch:
             for record in engine.containers.list(pod_id=pod_id):
                 if record.state in ("created", "running"):
                     end_orphan(engine, record)
+            self._lose(pod_id)
             return False
         return True
+
+    def _lose(self, pod_id: str) -> None:
+        """Have the pod recorded as not ready, so that a kubelet makes another.
+
+        That waits for a call that stops the pod, whose monitor and pause end too, by a thread of its own.
+        """
+
+        def lose() -> None:
+            try:
+                with self._engine.locks.hold(pod_id):
+                    self._engine.pods.lose(pod_id)
+            except NotFound:
+                pass  # removed meanwhile
+            except (SampanError, OSError) as error:
+                _LOG.warning("pod %s has ended, which is not recorded: %s", pod_id[:12], error)
+
+        threading.Thread(target=lose, name="lose", daemon=True).start()

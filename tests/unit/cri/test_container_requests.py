@@ -9,6 +9,7 @@ from sampan.cri import container_messages, signals
 from sampan.cri.common_requests import resources
 from sampan.cri.container_requests import container_spec
 from sampan.engine.model import Device, Mount, Resources, SecurityProfile
+from sampan.engine.oci import stop_signal
 from sampan.errors import InvalidInput
 
 
@@ -151,7 +152,10 @@ def test_limits_come_back_as_they_went() -> None:
 
 @pytest.mark.parametrize("number", [number for number in pb.Signal.values() if number])
 def test_signals_come_back_as_they_went(number: int) -> None:
-    assert signals.to_message(signals.to_engine(number, "stop_signal")) == number
+    name = signals.to_engine(number, "stop_signal")
+    assert signals.to_message(name) == number
+    # The engine knows them all, so that what could be created can be stopped.
+    assert 0 < stop_signal(name) <= 64
 
 
 @pytest.mark.parametrize(
