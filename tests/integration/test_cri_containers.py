@@ -7,7 +7,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,24 @@ def output(daemon: World, container: str, command: str) -> str:
     return str(done.stdout.decode() + done.stderr.decode())
 
 
+@pytest.fixture
+def pulled(daemon: World) -> Iterator[Callable[[oci_image.Image, str], pb.ImageSpec]]:
+    """Has the daemon pull an image of a name, which goes after the test."""
+    found: list[pb.ImageSpec] = []
+
+    def pull(made: oci_image.Image, name: str) -> pb.ImageSpec:
+        host = daemon.image.image.partition("/")[0]
+        oci_image.push(made, f"http://{host}", f"demo/{name}", "1")
+        found.append(pb.ImageSpec(image=f"{host}/demo/{name}:1"))
+        daemon.images.PullImage(pb.PullImageRequest(image=found[-1]))
+        return found[-1]
+
+    yield pull
+    daemon.remove_pods()
+    for image in found:
+        daemon.images.RemoveImage(pb.RemoveImageRequest(image=image))
+
+
 def ended(daemon: World, container: str) -> pb.ContainerStatus:
     """Its status once that it has ended."""
     deadline = time.monotonic() + 60
@@ -160,6 +178,55 @@ def test_volumes_of_the_image_are_copied_up_and_lead_nowhere_else(daemon: World,
         for path in held.rglob("*")
         if path.is_file() and not path.is_symlink() and path.read_bytes() == b"secret\n"
     ]
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["without mappings", "with mappings"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_an_image_as_a_volume_in_a_user_namespace_has_its_owners(
+    daemon: World, pulled: Callable[[oci_image.Image, str], pb.ImageSpec], layers: int, told: bool
+) -> None:
+    made = oci_image.Image(
+        [oci_image.layer([oci_image.file(f"/part{number}", f"{number}\n")]) for number in range(layers)], {}
+    )
+    volume = pulled(made, f"parts{layers}")
+    mapping = [pb.IDMapping(host_id=1 << 20, container_id=0, length=65536)]
+    options = pb.NamespaceOption(userns_options=pb.UserNamespace(mode=pb.POD, uids=mapping, gids=mapping))
+    pod = run_pod(
+        daemon,
+        linux=pb.LinuxPodSandboxConfig(
+            security_context=pb.LinuxSandboxSecurityContext(namespace_options=options), cgroup_parent=""
+        ),
+    )
+    mount = pb.Mount(container_path="/image", image=volume, readonly=True)
+    if told:
+        mount.uidMappings.extend(mapping)
+        mount.gidMappings.extend(mapping)
+    linux = pb.LinuxContainerConfig(security_context=pb.LinuxContainerSecurityContext(namespace_options=options))
+    container = run(daemon, pod, linux=linux, mounts=[mount])
+    parts = " ".join(f"/image/part{number}" for number in range(layers))
+    assert output(daemon, container, f"stat -c '%u:%g' {parts}") == "0:0\n" * layers
+    assert output(daemon, container, f"cat {parts}") == "".join(f"{number}\n" for number in range(layers))
+
+
+@pytest.mark.parametrize("name", ["SIGRTMAX-3", "SIGNONE"])
+def test_the_stop_signal_of_an_image(
+    daemon: World, pulled: Callable[[oci_image.Image, str], pb.ImageSpec], name: str
+) -> None:
+    """One that signal(7) doesn't know keeps no container from being stopped."""
+    entries = [oci_image.directory("/bin"), oci_image.file("/bin/busybox", Path("/bin/busybox"), 0o755)]
+    entries += [oci_image.hard_link(f"/bin/{applet}", "/bin/busybox") for applet in ("sh", "sleep")]
+    made = oci_image.Image([oci_image.layer(entries)], {"Env": ["PATH=/bin"], "StopSignal": name})
+    image = pulled(made, name.lower())
+    number = 61 if name == "SIGRTMAX-3" else 15
+    command = f"trap 'exit 7' {number}; while :; do sleep 0.1; done"
+    config = pb.ContainerConfig(metadata=pb.ContainerMetadata(name="c"), image=image, command=["sh", "-c", command])
+    request = pb.CreateContainerRequest(pod_sandbox_id=run_pod(daemon), config=config)
+    container = str(daemon.runtime.CreateContainer(request).container_id)
+    daemon.runtime.StartContainer(pb.StartContainerRequest(container_id=container))
+    time.sleep(0.5)
+    # A grace period may be longer than what poll(2) waits for.
+    daemon.runtime.StopContainer(pb.StopContainerRequest(container_id=container, timeout=1 << 40))
+    assert ended(daemon, container).exit_code == 7
 
 
 def test_cdi_devices_are_given_whole(daemon: World) -> None:

@@ -16,6 +16,8 @@ from sampan.spec.image import ContainerConfig
 from sampan.storage import mount as snapshot_mount
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sampan.engine.engine import Engine
     from sampan.engine.images import ResolvedImage
 
@@ -117,12 +119,14 @@ class Creation:
             # A container does not outlive a power failure, so that its layer need not: no sync at its end.
             parent = self._engine.images.snapshot_of(image)
             mounts = snapshots.prepare(self._record.id, parent, volatile=True)
-        # In a pod with a user namespace the files' owners are seen through its mappings.
+        self._attach(mounts, f"{self._bundle}/rootfs")
+
+    def _attach(self, mounts: "Iterable[snapshot_mount.Mount]", target: str) -> None:
+        """Mount a snapshot; in a pod with a user namespace the files' owners are seen through its mappings."""
         users = self._pod.namespace_paths.get("user", "")
         idmap = os.open(users, os.O_RDONLY | os.O_CLOEXEC) if users else -1
         try:
-            mounts = selinux.labelled(mounts, self._labels[1], f"{self._bundle}/empty")
-            snapshot_mount.attach(mounts, f"{self._bundle}/rootfs", idmap)
+            snapshot_mount.attach(selinux.labelled(mounts, self._labels[1], f"{self._bundle}/empty"), target, idmap)
         finally:
             if idmap >= 0:
                 os.close(idmap)
@@ -207,7 +211,7 @@ class Creation:
         view = self._engine.store.snapshots.view(
             f"{self._record.id}-image-{position}", self._engine.images.snapshot_of(image)
         )
-        snapshot_mount.attach(selinux.labelled(view, self._labels[1], f"{self._bundle}/empty"), target)
+        self._attach(view, target)
         if not mount.image_subpath:
             return target
         root = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

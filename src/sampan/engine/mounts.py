@@ -116,7 +116,7 @@ def _volume(mount: Mount, image_path: str, field: str) -> OciMount:
     else:
         options.append("ro" if mount.readonly or image_path else "rw")
     volume = _bind(source, mount.container_path, options + list(mount.options))
-    if mount.uid_mappings:
+    if mount.uid_mappings and not image_path:  # an image is mounted through the pod's, which no overlay is itself
         volume["uidMappings"] = oci_mappings(mount.uid_mappings)
         volume["gidMappings"] = oci_mappings(mount.gid_mappings)
     return volume
