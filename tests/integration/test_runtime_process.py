@@ -270,6 +270,8 @@ def test_personality(box: Box) -> None:
     created = box.create("sleep", "100")
     with open(f"/proc/{created.pid}/personality") as file:
         assert int(file.read(), 16) == 8
+    box.handler.start(box.container_id)
+    assert int(box.exec("cat", "/proc/self/personality").output, 16) == 8
     box.discard(created)
 
 
@@ -289,6 +291,8 @@ def test_memory_policy(box: Box, policy: dict[str, object], found: str) -> None:
     created = box.create("sleep", "100")
     with open(f"/proc/{created.pid}/numa_maps") as file:
         assert found in file.read()
+    box.handler.start(box.container_id)
+    assert found in box.exec("cat", "/proc/self/numa_maps").output
     box.discard(created)
 
 

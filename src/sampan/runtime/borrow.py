@@ -49,18 +49,20 @@ def possible(config: RuntimeConfig, program: Program) -> bool:
 def possible_inside(config: RuntimeConfig, program: Program) -> bool:
     """Whether a process can be made in a running container by a caller that must survive: see :func:`spawn_inside`."""
     process = program.process
-    spaces = (config.get("linux") or {}).get("namespaces") or []
+    linux = config.get("linux") or {}
+    spaces = linux.get("namespaces") or []
     kinds = {one["type"] for one in spaces}
     return (
         # Of its own: another container in it may have the right to trace.
         any(one["type"] == "pid" and not one.get("path") for one in spaces)
         and not kinds & {"user", "time"}
         # A filter that is loaded before the second clone might refuse it; a terminal is its session leader's; the
-        # caller would count as the user's; and affinity is set anew by joining.
+        # caller would count as the user's; affinity is set anew by joining, and memory bound to the nodes there.
         and not (program.seccomp is not None and (program.seccomp.notify or not process.get("noNewPrivileges")))
         and not process.get("terminal")
         and not any(one["type"] == "RLIMIT_NPROC" for one in process.get("rlimits") or [])
         and not process.get("execCPUAffinity")
+        and not linux.get("memoryPolicy")
         # The second clone would lose what is reset by a fork.
         and not (process.get("scheduler") or {}).get("flags")
         # Who may trace processes in the container could read and write the caller's memory.

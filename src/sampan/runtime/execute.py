@@ -327,6 +327,7 @@ class _Execution:
             program.open_terminal(made, root, console=False)
         else:
             program.reopen_null(root)
+        scheduling.apply_to_all(self._config.get("linux") or {})
         return program.become(made, root)
 
     def _answer(self, launch: Launch) -> None:

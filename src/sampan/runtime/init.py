@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 
-from sampan.linux import interface, scheduling
+from sampan.linux import interface
 from sampan.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWIPC, unshare
 from sampan.linux.process import PR_SET_DUMPABLE, prctl
 from sampan.linux.syscall import fail, libc
 from sampan.linux.vfork import Image
-from sampan.runtime import devices, hooks, namespaces, sysctl, trace
+from sampan.runtime import devices, hooks, namespaces, scheduling, sysctl, trace
 from sampan.runtime import program as programs
 from sampan.runtime.channel import ENVIRONMENT, MAP
 from sampan.runtime.rootfs import Rootfs
-from sampan.runtime.scheduling import affinity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def _set_up(work: InitWork) -> Image:
     sysctl.apply(linux.get("sysctl") or {})
     os.umask(0)
     root = _file_system(work, linux)
-    _personal(linux)
+    scheduling.apply_to_all(linux)
     os.umask(0o022)
     return programs.become(program, root)
 
@@ -188,18 +187,3 @@ def _run_hooks(work: InitWork) -> None:
         state = {**work.state, "status": "created", "pid": os.getpid()}
         hooks.preload()
         work.program.before_exec.append(lambda: hooks.run("startContainer", late, state))
-
-
-def _personal(linux: Linux) -> None:
-    personality = linux.get("personality")
-    if personality:
-        trace.step("set personality")
-        scheduling.personality(scheduling.PERSONALITIES[personality["domain"]])
-    policy = linux.get("memoryPolicy")
-    if policy:
-        trace.step("set memory policy")
-        mode = scheduling.MEMORY_MODES[policy["mode"]]
-        for name in policy.get("flags") or []:
-            mode |= scheduling.MEMORY_FLAGS[name]
-        nodes = policy.get("nodes") or ""
-        scheduling.set_mempolicy(mode, affinity(nodes) if nodes else set())

@@ -1,4 +1,6 @@
-"""When and where the process runs: ``process.scheduler``, ``ioPriority`` and ``execCPUAffinity``."""
+"""When, where and as what a process runs: ``process.scheduler``, ``ioPriority`` and ``execCPUAffinity``, and what holds
+for each process of a container, ``linux.personality`` and ``linux.memoryPolicy``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from sampan.runtime import trace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sampan.spec.runtime_types import Process
+    from sampan.spec.runtime_types import Linux, Process
 
 
 def apply(process: Process) -> None:
@@ -33,6 +35,22 @@ def apply(process: Process) -> None:
     if priority:
         trace.step("set i/o priority")
         scheduling.ioprio_set(scheduling.IO_CLASSES[priority["class"]], priority.get("priority") or 0)
+
+
+def apply_to_all(linux: Linux) -> None:
+    """Set the personality and the memory policy, which each process takes on for itself."""
+    personality = linux.get("personality")
+    if personality:
+        trace.step("set personality")
+        scheduling.personality(scheduling.PERSONALITIES[personality["domain"]])
+    policy = linux.get("memoryPolicy")
+    if policy:
+        trace.step("set memory policy")
+        mode = scheduling.MEMORY_MODES[policy["mode"]]
+        for name in policy.get("flags") or []:
+            mode |= scheduling.MEMORY_FLAGS[name]
+        nodes = policy.get("nodes") or ""
+        scheduling.set_mempolicy(mode, affinity(nodes) if nodes else set())
 
 
 def affinity(cpus: str) -> set[int]:
