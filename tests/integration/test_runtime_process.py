@@ -1,5 +1,6 @@
 """What the container's process is: user, rights, limits, names, schedule."""
 
+import errno
 import json
 import os
 import socket
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from runtime_bundle import Box, read_all
+from seccomp_agent import agent
 
 from sampan.errors import StageFailed, Unsupported
+from sampan.runtime import launch
 from sampan.runtime.execute import confined
 from sampan.runtime.handler import Stdio
 
@@ -382,6 +385,59 @@ def test_a_seccomp_listener_goes_to_its_agent(box: Box, tmp_path: Path) -> None:
     assert os.readlink(f"/proc/self/fd/{fds[0]}") == "anon_inode:seccomp notify"
     os.close(fds[0])
     box.discard(created)
+
+
+#: What bypass4netns asks to be told of, and what the runtime itself calls about then.
+NOTIFIED = ["bind", "close", "connect", "sendmsg", "sendto", "setsockopt", "recvmsg", "read", "prctl", "wait4"]
+
+
+@pytest.mark.parametrize("no_new_privileges", [True, False])
+@pytest.mark.parametrize("tracing", [False, True])
+def test_a_filter_may_notify_of_what_hands_its_listener_on(
+    box: Box, tmp_path: Path, no_new_privileges: bool, tracing: bool
+) -> None:
+    """The process is stopped by its filter until the agent has the listener: it can't be who sends it."""
+    path = str(tmp_path / "agent")
+    rule = {"names": NOTIFIED, "action": "SCMP_ACT_NOTIFY"}
+    box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": path, "syscalls": [rule]}
+    box.process["noNewPrivileges"] = no_new_privileges
+    if tracing:
+        # A process between sets up what exec adds.
+        box.process["capabilities"]["bounding"].append("CAP_SYS_PTRACE")
+    with agent(path) as seen:
+        created = box.create("sleep", "100")
+        box.handler.start(box.container_id)
+        assert box.exec("echo", "well").output == "well\n"
+        with open(seen) as file:
+            lines = file.read().split()
+        box.discard(created)
+    assert lines.count("listener") == 2
+    assert {"46", "47"} <= set(lines) or os.uname().machine != "x86_64"  # sendmsg, recvmsg
+
+
+def _untraceable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be a runtime without CAP_SYS_PTRACE."""
+
+    def refuse(_pidfd: int, _number: int) -> int:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(launch, "pidfd_getfd", refuse)
+
+
+def test_without_the_right_to_take_a_listener_it_is_sent(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "agent")
+    rule = {"names": ["mkdir", "close"], "action": "SCMP_ACT_NOTIFY"}
+    box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": path, "syscalls": [rule]}
+    _untraceable(monkeypatch)
+    with agent(path) as seen:
+        assert box.sh("mkdir /tmp/x; echo made") == "made"
+        with open(seen) as file:
+            assert file.readline() == "listener\n"
+        rule["names"] = ["sendmsg"]
+        with pytest.raises(StageFailed, match="take seccomp listener: EPERM"):
+            box.create("true")
 
 
 def test_seccomp_filters(box: Box) -> None:

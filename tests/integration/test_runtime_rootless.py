@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from runtime_bundle import make_rootfs
+from seccomp_agent import agent
 
 import readable_checkout
 
@@ -74,6 +75,18 @@ def test_a_user_without_rights_runs_a_container(rootless: Rootless) -> None:
     assert said[:6] == ["0", "0", "sampan", "0", str(NOBODY), "1"]
     assert "bin" in said
     assert "home" not in said
+
+
+def test_a_filter_may_notify_of_what_hands_its_listener_on(rootless: Rootless) -> None:
+    """Taken out of the process by a runtime that may trace nothing but its own container."""
+    path = str(rootless.directory / "agent")
+    rule = {"names": ["connect", "sendmsg", "recvmsg", "close", "prctl"], "action": "SCMP_ACT_NOTIFY"}
+    filter_ = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": path, "syscalls": [rule]}
+    rootless.configure(args=["echo", "well"], linux={"seccomp": filter_})
+    with agent(path) as seen:
+        assert rootless.run("run", "--bundle", str(rootless.bundle), "c1").stdout == "well\n"
+        with open(seen) as file:
+            assert file.readline() == "listener\n"
 
 
 def test_its_life_step_by_step(rootless: Rootless) -> None:

@@ -35,6 +35,7 @@ _SYS_CLONE3 = 435
 _SYS_PIDFD_OPEN = 434
 _SYS_PIDFD_SEND_SIGNAL = 424
 _SYS_CLOSE_RANGE = 436
+_SYS_PIDFD_GETFD = 438
 
 
 class CloneArgs(ctypes.Structure):
@@ -106,6 +107,16 @@ def pidfd_send_signal(pidfd: int, signal: int) -> None:
         ProcessLookupError: It has ended.
     """
     syscall(_SYS_PIDFD_SEND_SIGNAL, pidfd, signal, None, 0)
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """Another process's descriptor as one of the caller's own, close-on-exec.
+
+    Raises:
+        PermissionError: The caller may not trace that process.
+        OSError: EBADF without such a descriptor, ENOSYS before Linux 5.6.
+    """
+    return syscall(_SYS_PIDFD_GETFD, pidfd, number, 0)
 
 
 # A function object of its own, so that its argument types can be fixed: it is called some fifty times for a container.

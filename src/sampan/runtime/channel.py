@@ -30,7 +30,8 @@ MAP = "M"
 ENVIRONMENT = "E"
 #: The terminal's master, as a descriptor beside the message.
 CONSOLE = "C"
-#: The listener of a seccomp filter, as a descriptor beside the message.
+#: The listener of a seccomp filter: (its number in the process that loaded the filter, whether it may be sent
+#: otherwise), or a descriptor beside the message.
 LISTENER = "L"
 #: The child is about to execute its program; end-of-file follows when it has.
 READY = "X"
@@ -42,6 +43,8 @@ WARNING = "W"
 TRACE = "T"
 #: The parent has done what the child waits for.
 GO = "G"
+#: The parent cannot take the listener itself: it is to be sent beside a message.
+BESIDE = "D"
 
 _SIZE = 1 << 17
 
@@ -107,9 +110,25 @@ class Channel:
     def ask(self, letter: str, *fields: Any, fd: int = -1) -> None:
         """Send a message and wait until the other side has done what it asks."""
         self.send(letter, *fields, fd=fd)
-        reply, _, _ = self.receive()
-        if reply != GO:
+        if self.receive()[0] != GO:
             # The runtime died or gave up: nobody is there who could start this container.
+            os._exit(1)
+
+    def offer_listener(self, number: int, *, beside: bool) -> None:
+        """Have the other side take the listener of the filter that the caller has just loaded, and hand it on.
+
+        The filter may send any call but write(2) to that very listener, and the caller would wait for an agent that
+        does not have it yet. So nothing else is called here until the other side has heard of it.
+
+        Args:
+            number: The listener.
+            beside: The filter leaves alone what sends it beside a message, where the other side may not take it.
+        """
+        os.write(self._end.fileno(), marshal.dumps((LISTENER, (number, beside))))
+        reply = self.receive()[0]
+        if reply == BESIDE:
+            self.ask(LISTENER, fd=number)
+        elif reply != GO:
             os._exit(1)
 
     def fail(self, error: BaseException) -> None:

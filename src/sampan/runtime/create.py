@@ -235,6 +235,7 @@ class Creation:
         made.seccomp = filter_
         assert self._plan is not None
         made.user_namespace = self._plan.has("user")
+        made.alone = os.geteuid() != 0 and {"user", "pid"} <= set(self._plan.new)
         made.direct = bool((self.config.get("hooks") or {}).get("startContainer"))
         # Made here and not by the init, so that the next container finds it.
         program.trampoline(made)

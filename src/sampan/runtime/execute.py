@@ -343,7 +343,8 @@ class _Execution:
             section = (self._config.get("linux") or {}).get("seccomp") or {}
             keys = ("ociVersion", "id", "pid", "bundle", "annotations")
             state = {**{key: self._record[key] for key in keys}, "status": "running"}
-            send_listener(section, fd, state, launch.pid)
+            # The process between is all there is as yet, where there is one.
+            send_listener(section, fd, state, launch.pid or launch.middle)
 
         launch.answers = {
             talk.BORN: lambda _: self._born(launch),

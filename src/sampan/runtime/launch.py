@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from sampan.errors import StageFailed
+from sampan.linux.process import pidfd_getfd, pidfd_open
 from sampan.runtime import channel as talk
 from sampan.runtime import trace
 
@@ -68,6 +70,8 @@ class Launch:
             self.warnings.append(str(fields[0]))
         elif letter == talk.TRACE:
             trace.give(fields[0])  # type: ignore[arg-type]
+        elif letter == talk.LISTENER and fd < 0:
+            self._take_listener(*fields)  # type: ignore[arg-type]
         else:
             try:
                 self.answers[letter](fd)
@@ -75,6 +79,32 @@ class Launch:
                 if fd >= 0:
                     os.close(fd)
             self.channel.send(talk.GO)
+
+    def _take_listener(self, number: int, beside: bool) -> None:
+        """Take the listener out of the process that loaded the filter, which can't send what the filter itself stops.
+
+        Where we may not, for want of CAP_SYS_PTRACE or by a filter of our own, it is sent after all.
+        """
+        trace.step("take seccomp listener")
+        try:
+            fd = self._descriptor(number)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOSYS):
+                raise
+            if not beside:
+                hint = "without CAP_SYS_PTRACE the filter must not notify of sendmsg or recvmsg"
+                raise StageFailed(trace.stage, error, hint=hint) from error
+            self.channel.send(talk.BESIDE)
+            return
+        self._serve(talk.LISTENER, (), fd)
+
+    def _descriptor(self, number: int) -> int:
+        # Before it is born, the process between is what will be executed, filter and all.
+        pidfd = pidfd_open(self.pid or self.middle)
+        try:
+            return pidfd_getfd(pidfd, number)
+        finally:
+            os.close(pidfd)
 
     def _reap_middle(self) -> None:
         pid, self.middle = self.middle, 0

@@ -21,7 +21,7 @@ from sampan.linux.resolve import open_in_root
 from sampan.linux.syscall import libc
 from sampan.linux.vfork import Image
 from sampan.runtime import credentials, devices, labels, scheduling, stage2, trace
-from sampan.runtime.channel import CONSOLE, LIMITS, LISTENER, READY, TRACE, WARNING, Channel
+from sampan.runtime.channel import CONSOLE, LIMITS, READY, TRACE, WARNING, Channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _O_DIRECTORY_PATH = os.O_PATH | os.O_DIRECTORY
+#: What passes a descriptor beside a message, and hears that it is to be passed so.
+_SENDING = ("sendmsg", "recvmsg")
 
 
 class Program:
@@ -46,6 +48,8 @@ class Program:
         report: Where the starter reads an errno, or -1.
         preserve_fds: So many descriptors from 3 on are the program's too.
         seccomp: The compiled filter, or None.
+        alone: Nobody can be in its user namespace or see it but the runtime, which has no rights of its own: it may be
+            looked into when that is needed.
         user_namespace: Whether limits must be set by the runtime, which has rights outside.
         direct: The program must be executed by this very process: startContainer hooks come between.
         before_exec: Called when the program may run, just before it is executed: startContainer hooks.
@@ -54,6 +58,7 @@ class Program:
     """
 
     __slots__ = (
+        "alone",
         "before_exec",
         "borrowing",
         "channel",
@@ -76,6 +81,7 @@ class Program:
         self.report = -1
         self.preserve_fds = 0
         self.seccomp: Filter | None = None
+        self.alone = False
         self.user_namespace = False
         self.direct = False
         self.before_exec: list[Callable[[], None]] = []
@@ -273,10 +279,17 @@ def _load_filter(program: Program) -> None:
     if chosen is None:
         return
     trace.step("load seccomp filter")
-    listener = seccomp.load(chosen.bpf, chosen.flags, listener=chosen.notify)
-    if listener >= 0:
-        program.channel.ask(LISTENER, fd=listener)
-        os.close(listener)
+    if not chosen.notify:
+        seccomp.load(chosen.bpf, chosen.flags)
+        return
+    beside = chosen.notified.isdisjoint(_SENDING)
+    if program.alone:
+        prctl(PR_SET_DUMPABLE, 1)
+    listener = seccomp.load(chosen.bpf, chosen.flags, listener=True)
+    program.channel.offer_listener(listener, beside=beside)
+    if program.alone:
+        prctl(PR_SET_DUMPABLE, 0)
+    os.close(listener)
 
 
 def _environment(process: Process, root: int) -> list[str]:

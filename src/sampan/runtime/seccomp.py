@@ -62,15 +62,20 @@ class Filter:
     Args:
         bpf: For :func:`sampan.linux.seccomp.load`.
         flags: Likewise.
-        notify: Whether it sends system calls to a listener, whose descriptor must then be handed on.
+        notified: The system calls that it sends to a listener, whose descriptor must then be handed on.
     """
 
-    __slots__ = ("bpf", "flags", "notify")
+    __slots__ = ("bpf", "flags", "notified")
 
-    def __init__(self, bpf: bytes, flags: int, notify: bool) -> None:
+    def __init__(self, bpf: bytes, flags: int, notified: frozenset[str]) -> None:
         self.bpf = bpf
         self.flags = flags
-        self.notify = notify
+        self.notified = notified
+
+    @property
+    def notify(self) -> bool:
+        """Whether there is a listener."""
+        return bool(self.notified)
 
 
 def actions() -> list[str]:
@@ -107,13 +112,13 @@ def compile_filter(section: dict[str, Any], *, cache: str = "") -> Filter:
     key = repr(section)
     found = _compiled.get(key)
     if found is None:
-        flags, notify = _flags(section), _notifies(section)
+        flags, notified = _flags(section), _notified(section)
         bpf = _from_disk(cache, key) if cache else b""
         if not bpf:
             bpf = _build(section)
             if cache:
                 _to_disk(cache, key, bpf)
-        found = _compiled[key] = Filter(bpf, flags, notify)
+        found = _compiled[key] = Filter(bpf, flags, notified)
     return found
 
 
@@ -127,22 +132,22 @@ def _flags(section: dict[str, Any]) -> int:
         if name not in _FLAGS:
             raise InvalidInput(f"unknown flag {name!r}", field=f"linux.seccomp.flags[{index}]")
         flags |= _FLAGS[name]
-    if flags & kernel.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV and not _notifies(section):
+    if flags & kernel.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV and not _notified(section):
         raise InvalidInput("WAIT_KILLABLE_RECV is for filters with SCMP_ACT_NOTIFY", field="linux.seccomp.flags")
     return flags
 
 
-def _notifies(section: dict[str, Any]) -> bool:
+def _notified(section: dict[str, Any]) -> frozenset[str]:
     if section.get("defaultAction") == "SCMP_ACT_NOTIFY":
         raise InvalidInput("SCMP_ACT_NOTIFY cannot be the default", field="linux.seccomp.defaultAction")
-    found = False
+    found: set[str] = set()
     for index, rule in enumerate(section.get("syscalls") or ()):
         if rule.get("action") == "SCMP_ACT_NOTIFY":
-            found = True
-            # The runtime itself writes to its socket after loading: answering would need the not yet sent listener.
-            if "write" in rule.get("names", ()):
+            found.update(rule.get("names", ()))
+            # By a write the process tells of the listener: answering would need the listener that is not told of yet.
+            if "write" in found:
                 raise InvalidInput("SCMP_ACT_NOTIFY cannot be used for write", field=f"linux.seccomp.syscalls[{index}]")
-    return found
+    return frozenset(found)
 
 
 def _build(section: dict[str, Any]) -> bytes:

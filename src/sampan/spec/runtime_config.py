@@ -280,7 +280,7 @@ def _seccomp(section: Any, faults: Faults) -> None:
         _errno(rule, "action", "errnoRet", where, faults)
         if rule["action"] == "SCMP_ACT_NOTIFY":
             notifies = True
-            # The listener is sent by a write of the runtime's, which would wait for it.
+            # The process tells of its listener by a write, which would wait for it.
             if "write" in rule["names"]:
                 faults.append((f"{where}.action", "SCMP_ACT_NOTIFY cannot be used for write"))
     if notifies and not listener:
