@@ -1,4 +1,4 @@
-"""Scheduling: sched_setattr(2), ioprio_set(2), personality(2), set_mempolicy(2)."""
+"""Scheduling: sched_setattr(2), sched_setaffinity(2), ioprio_set(2), personality(2), set_mempolicy(2)."""
 
 import ctypes
 import os
@@ -74,6 +74,13 @@ def sched_setattr(
     """Set the caller's scheduling policy and its parameters."""
     attr = SchedAttr(ctypes.sizeof(SchedAttr), policy, flags, nice, priority, runtime, deadline, period)
     syscall(_SYS_SCHED_SETATTR, 0, ctypes.byref(attr), 0)
+
+
+def run_anywhere() -> None:
+    """Let the caller run on every CPU that its cpuset has, now or later: sched_setaffinity(2) with all bits set."""
+    # More bits than any kernel knows, which ignores the rest.
+    if libc.sched_setaffinity(0, ctypes.c_size_t(1024), b"\xff" * 1024) != 0:
+        raise fail()
 
 
 def ioprio_set(kind: int, level: int) -> None:

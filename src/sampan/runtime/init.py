@@ -167,6 +167,7 @@ def _join_cgroup(work: InitWork) -> None:
     if work.joiner is not None:
         trace.step("join cgroup")
         work.joiner.enter()
+    scheduling.forget_affinity()
     if "cgroup" in work.plan.new:
         trace.step("unshare cgroup namespace")
         unshare(CLONE_NEWCGROUP)

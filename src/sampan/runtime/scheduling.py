@@ -4,6 +4,7 @@ for each process of a container, ``linux.personality`` and ``linux.memoryPolicy`
 
 from __future__ import annotations
 
+import errno
 import os
 
 from sampan.linux import scheduling
@@ -71,8 +72,26 @@ def affinity(cpus: str) -> set[int]:
 
 
 def set_affinity(process: Process, key: str) -> None:
-    """Bind the caller to ``execCPUAffinity``'s CPUs: ``initial`` before it joins its cgroup, ``final`` after."""
-    cpus = (process.get("execCPUAffinity") or {}).get(key) or ""
+    """Bind the caller to ``execCPUAffinity``'s CPUs: ``initial`` before it joins its cgroup, ``final`` after.
+
+    Without any it is freed of the runtime's own binding: before it joins, when it has no filter yet that could refuse.
+    """
+    given = process.get("execCPUAffinity") or {}
+    cpus = given.get(key) or ""
     if cpus:
         trace.step(f"set {key} CPU affinity")
         os.sched_setaffinity(0, affinity(cpus))
+    elif key == "initial" and not given:
+        forget_affinity()
+
+
+def forget_affinity() -> None:
+    """Undo the binding that the runtime itself was started with; a container's CPUs are its cpuset's.
+
+    Since Linux 6.2 a binding stays when a process joins a cpuset.
+    """
+    try:
+        scheduling.run_anywhere()
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EPERM):
+            raise
