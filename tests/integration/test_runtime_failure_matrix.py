@@ -80,7 +80,7 @@ def usual(box: Box, path: Path) -> Options:
     box.config["mounts"] += [
         {"destination": "/data", "type": "bind", "source": str(path), "options": ["rbind", "ro", "rslave"]},
         {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]},
-        {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]},
+        {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup", "ro"]},
     ]
     box.process["rlimits"] = [{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]
     box.process["oomScoreAdj"] = 100

@@ -1,7 +1,9 @@
 """A container's life in our own runtime, from create to delete, on the real kernel."""
 
 import os
+import select
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from runtime_bundle import Box, read_terminal
 
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, StageFailed, WrongState
+from sampan.runtime import trace
 from sampan.runtime.handler import Stdio
 from sampan.runtime.options import Options
 
@@ -94,6 +97,66 @@ def test_kill_all_reaches_every_process(box: Box) -> None:
     box.handler.kill(box.container_id, signal.SIGKILL, all=True)
     os.waitpid(created.pid, 0)
     box.handler.delete(box.container_id)
+
+
+@pytest.mark.parametrize("where", ["host", "path"])
+def test_a_kill_ends_all_of_a_container_without_a_pid_namespace_of_its_own(box: Box, where: str) -> None:
+    box.linux["namespaces"] = [one for one in box.linux["namespaces"] if one["type"] != "pid"]
+    if where == "path":
+        box.linux["namespaces"].append({"type": "pid", "path": "/proc/self/ns/pid"})
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    created = box.create("sh", "-c", "sleep 100 & echo on; sleep 100 & wait", stdio=Stdio(-1, writer, -1))
+    os.close(writer)
+    box.handler.start(box.container_id)
+    assert os.read(reader, 10) == b"on\n"
+    box.handler.kill(box.container_id, signal.SIGKILL)
+    os.waitpid(created.pid, 0)
+    # Its end comes when the last process that could write there has ended.
+    assert select.select([reader], [], [], 5)[0]
+    assert os.read(reader, 10) == b""
+    os.close(reader)
+    box.handler.delete(box.container_id)
+
+
+def test_a_kill_ends_a_paused_container(box: Box) -> None:
+    created = box.create("sleep", "100")
+    box.handler.start(box.container_id)
+    box.handler.pause(box.container_id)
+    box.handler.kill(box.container_id, signal.SIGKILL)
+    pidfd = os.pidfd_open(created.pid)
+    assert select.select([pidfd], [], [], 5)[0]
+    os.close(pidfd)
+    os.waitpid(created.pid, 0)
+    box.handler.delete(box.container_id)
+
+
+def test_a_paused_container_is_deleted_by_force_at_once(box: Box) -> None:
+    created = box.create("sleep", "100")
+    box.handler.start(box.container_id)
+    box.handler.pause(box.container_id)
+    before = time.monotonic()
+    box.handler.delete(box.container_id, force=True)
+    assert time.monotonic() - before < 5
+    assert os.waitstatus_to_exitcode(os.waitpid(created.pid, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_container_that_is_being_created_is_left_to_its_creator(box: Box) -> None:
+    refused = []
+
+    def meddle(step: str) -> None:
+        if step == "set cgroup limits":
+            with pytest.raises(WrongState, match="is being created"):
+                box.handler.delete(box.container_id)
+            refused.append(step)
+
+    trace.hook = meddle
+    try:
+        created = box.create("true")
+    finally:
+        trace.hook = None
+    assert refused
+    box.handler.delete(box.container_id)
+    os.waitpid(created.pid, 0)
 
 
 def test_a_program_that_is_not_there_fails_the_create(box: Box) -> None:

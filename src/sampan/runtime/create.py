@@ -102,6 +102,8 @@ class Creation:
         }
         if self.config is not config:
             self.record["empty"] = True
+        if not any(one["type"] == "pid" and not one.get("path") for one in linux.get("namespaces") or []):
+            self.record["foreign_pids"] = True
         if not options.new_keyring:
             self.record["callers_keyring"] = True
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _LARGEST_CONFIG = 16 << 20
 _START_TIMEOUT_MS = 60_000
+_SIGKILL = 9
 
 
 class NativeHandler:
@@ -143,12 +144,16 @@ class NativeHandler:
     def kill(self, container_id: str, signal: int, *, all: bool = False) -> None:
         """Signal the init, or with ``all`` each process of the container.
 
+        SIGKILL ends a paused container too, and all of one without a PID namespace of its own: there the end of the
+        init is not the end of the others.
+
         Raises:
             WrongState: The container has stopped.
         """
         record = StateDir(self.root, container_id).load()
+        group = self._group(record)
         if all:
-            self._group(record).kill(signal)
+            group.kill(signal)
             return
         pid = record["pid"]
         try:
@@ -160,6 +165,8 @@ class NativeHandler:
             if pidfd < 0 or start_time(pid) != record["start"]:
                 raise WrongState(f"container {container_id!r} is not running")
             pidfd_send_signal(pidfd, signal)
+            if signal == _SIGKILL:
+                _end(group, all=bool(record.get("foreign_pids")))
         except PermissionError as error:
             hint = "its AppArmor profile, or another security module, lets it receive no signal from here"
             raise StageFailed(f"signal container {container_id!r}", error, hint=hint) from error
@@ -172,7 +179,7 @@ class NativeHandler:
 
         Raises:
             NotFound: There is none, without ``force``.
-            WrongState: It is not stopped, without ``force``.
+            WrongState: It is not stopped, or still being created, without ``force``.
         """
         directory = StateDir(self.root, container_id)
         try:
@@ -183,6 +190,9 @@ class NativeHandler:
             directory.remove()
             return
         trace.step("delete container")
+        if not record["pid"] and not force:
+            hint = "if nobody creates it any more, delete it with force"
+            raise WrongState(f"container {container_id!r} is being created", hint=hint)
         alive = bool(record["pid"]) and start_time(record["pid"]) == record["start"]
         # A created container runs nothing yet: it may be deleted, as runc has it.
         if alive and not force and not self._waits(directory):
@@ -367,7 +377,7 @@ class NativeHandler:
                 hooks.run(kind, [hook], state)
             except StageFailed as error:
                 if kind == "poststart" and _version(record["ociVersion"]) >= (1, 3):
-                    self.kill(directory.container_id, 9)
+                    self.kill(directory.container_id, _SIGKILL)
                     raise
                 os.write(2, f"sampan-runtime: {error}\n".encode())
 
@@ -447,7 +457,8 @@ def _kill_and_wait(pid: int, group: Group) -> None:
         return
     try:
         try:
-            pidfd_send_signal(pidfd, 9)
+            pidfd_send_signal(pidfd, _SIGKILL)
+            _end(group)
         except PermissionError:
             # A security module's verdict on signals; where the kernel kills a whole group it asks none.
             group.kill()
@@ -458,3 +469,16 @@ def _kill_and_wait(pid: int, group: Group) -> None:
         pass
     finally:
         os.close(pidfd)
+
+
+def _end(group: Group, *, all: bool = False) -> None:
+    """After the init was killed: kill all, if asked; and let them die, which a frozen group of cgroup v1 does not."""
+    try:
+        if all:
+            group.kill()
+        if group.frozen():
+            group.thaw()
+    except (OSError, StageFailed) as error:
+        # Who waits for their end may have removed the group already.
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
