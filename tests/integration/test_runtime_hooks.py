@@ -65,6 +65,32 @@ def test_a_hook_that_fails_fails_the_create(box: Box, kind: str) -> None:
     assert os.listdir(box.handler.root) == []
 
 
+@pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer"])
+@pytest.mark.parametrize("fails", ["hook", "program"])
+def test_poststop_hooks_run_when_a_creation_fails_after_hooks(
+    box: Box, tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str, fails: str
+) -> None:
+    box.config["hooks"] = {
+        kind: [_hook("exit 3" if fails == "hook" else "exit 0")],
+        "poststop": [_hook("echo no luck; exit 4"), _hook(f"cat > {tmp_path}/said")],
+    }
+    with pytest.raises(StageFailed) as caught:
+        box.create("no-such-program")
+    assert (f"{kind} hook 0" if fails == "hook" else "no-such-program") in str(caught.value)
+    state = json.loads((tmp_path / "said").read_text())
+    assert (state["id"], state["status"], state["pid"]) == (box.container_id, "stopped", 0)
+    assert "exit status 4: no luck" in capfd.readouterr().err
+    assert os.listdir(box.handler.root) == []
+
+
+def test_poststop_hooks_do_not_run_when_a_creation_fails_before_hooks(box: Box, tmp_path: Path) -> None:
+    box.config["hooks"] = {"createRuntime": [_hook("exit 0")], "poststop": [_hook(f"touch {tmp_path}/ran")]}
+    box.config["mounts"].append({"destination": "/x", "type": "nothing", "source": "none", "options": []})
+    with pytest.raises(StageFailed):
+        box.create("true")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_start_container_hook_that_fails_fails_the_start(box: Box) -> None:
     box.config["hooks"] = {"startContainer": [_hook("exit 3")]}
     created = box.create("true")

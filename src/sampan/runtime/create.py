@@ -57,6 +57,7 @@ class Creation:
         "_devices",
         "_fds",
         "_group",
+        "_hooked",
         "_joiner",
         "_launch",
         "_mounts",
@@ -86,6 +87,8 @@ class Creation:
         self._theirs: Channel | None = None
         self._devices: NetDevices | None = None
         self._fds: list[int] = []
+        #: Hooks have run, or tried to.
+        self._hooked = False
         linux = config.get("linux") or {}
         self.record: dict[str, Any] = {
             "ociVersion": config["ociVersion"],
@@ -259,6 +262,7 @@ class Creation:
             users.write_maps(launch.pid, linux.get("uidMappings") or [], linux.get("gidMappings") or [])
 
         def run_hooks(_: int) -> None:
+            self._hooked = True
             # The specification has prestart come when the environment is there, so "created", as crun has it.
             hooks.run("prestart", hooks_.get("prestart") or [], self._state("created", launch.pid))
             hooks.run("createRuntime", hooks_.get("createRuntime") or [], self._state("creating", launch.pid))
@@ -345,7 +349,17 @@ class Creation:
                 pass
         if "mount" in self.record:
             shared_mounts.remove(self.record["mount"], self.record["rootfs"])
+        if self._hooked:
+            self._run_poststop()
         self.directory.remove()
+
+    def _run_poststop(self) -> None:
+        """What the first hooks made has to go, though there will be no container: the specification goes on so."""
+        for hook in (self.config.get("hooks") or {}).get("poststop") or []:
+            try:
+                hooks.run("poststop", [hook], self._state("stopped"))
+            except StageFailed as error:
+                os.write(2, f"sampan-runtime: {error}\n".encode())
 
     def _close(self) -> None:
         owners = (self._plan, self._mounts, self._joiner, self._group, self._channel, self._theirs, self._devices)

@@ -176,10 +176,11 @@ def _join_cgroup(work: InitWork) -> None:
 def _run_hooks(work: InitWork) -> None:
     """prestart and createRuntime hooks by the runtime, then createContainer hooks here."""
     kinds = work.config.get("hooks") or {}
-    if kinds.get("prestart") or kinds.get("createRuntime"):
+    own = kinds.get("createContainer") or []
+    if kinds.get("prestart") or kinds.get("createRuntime") or own:
+        # It is to know of our own ones too: that hooks have begun.
         trace.step("wait for createRuntime hooks")
         work.program.channel.ask(ENVIRONMENT)
-    own = kinds.get("createContainer") or []
     if own:
         hooks.run("createContainer", own, {**work.state, "pid": os.getpid()})
     late = kinds.get("startContainer") or []
