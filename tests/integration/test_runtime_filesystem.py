@@ -1,6 +1,7 @@
 """The container's mounts, devices and paths as the kernel shows them from inside."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +175,28 @@ def test_a_missing_cwd_is_made_in_a_read_only_root(box: Box, cwd: str, user_name
     box.process["cwd"] = cwd
     box.process["user"] = {"uid": 33, "gid": 33, "umask": 0o077}
     assert box.sh("pwd; stat -c '%a %u:%g' .; ! touch new 2>/dev/null") == f"{cwd}\n755 0:0"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[str]:
+    """A write-protected disk with an empty ext4."""
+    image = tmp_path / "image"
+    with open(image, "wb") as file:
+        file.truncate(4 << 20)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    command = ["losetup", "--find", "--show", "--read-only", str(image)]
+    path = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    yield path
+    subprocess.run(["losetup", "--detach", path], check=True)
+
+
+@pytest.mark.skipif(shutil.which("mkfs.ext4") is None, reason="there is no mkfs.ext4")
+@pytest.mark.parametrize("option", ["ro", "rro"])
+def test_a_write_protected_disk_is_mounted_read_only(box: Box, disk: str, option: str) -> None:
+    _mount(box, "/disk", disk, option, "nosuid", fstype="ext4")
+    said = box.sh("ls /disk; grep ' /disk ' /proc/self/mounts").split()
+    assert said[:4] == ["lost+found", disk, "/disk", "ext4"]
+    assert {"ro", "nosuid"} <= set(said[4].split(","))
 
 
 def test_masked_and_read_only_paths(box: Box) -> None:

@@ -130,6 +130,10 @@ class Rootfs:
             if one.fstype == "tmpfs" and not any(key.startswith("mode=") for key in data):
                 # A tmpfs takes over the mode of what it covers, as runc has it.
                 data = [*data, f"mode={stat.S_IMODE(os.fstat(target).st_mode):o}"]
+            late = becomes_readonly(one)
+            if not late and is_readonly(one) and is_device(one.source):
+                # The mount's attribute alone would have the journal replayed, and refuse a write-protected device.
+                data = ["ro", *data]
             filesystem = make_filesystem(one.fstype, one.source or one.fstype, data)
             try:
                 if one.options.copy_up:
@@ -137,7 +141,6 @@ class Rootfs:
 
                     copy_tree(target, filesystem)
                 labels.label_root(filesystem, one.fstype, one.label)
-                late = becomes_readonly(one)
                 set_attributes(filesystem, one.options, but=m.MOUNT_ATTR_RDONLY if late else 0)
                 m.attach(filesystem, target)
                 propagate(filesystem, one)
@@ -316,8 +319,23 @@ def becomes_readonly(one: Prepared) -> bool:
 
     A tmpfs begins empty: destinations of other mounts and devices have yet to be made in it.
     """
-    readonly = (one.options.set | one.options.recursive_set) & m.MOUNT_ATTR_RDONLY
-    return bool(readonly) and (one.fstype == "tmpfs" or os.path.normpath(one.destination) == "/dev")
+    return is_readonly(one) and (one.fstype == "tmpfs" or os.path.normpath(one.destination) == "/dev")
+
+
+def is_readonly(one: Prepared) -> bool:
+    """Whether a mount's options ask for a read-only one."""
+    return bool((one.options.set | one.options.recursive_set) & m.MOUNT_ATTR_RDONLY)
+
+
+def is_device(source: str) -> bool:
+    """Whether a file system's source is a disk.
+
+    Of the kernel's own file systems, other namespaces' mounts may have the superblock too: sysfs is the network's.
+    """
+    try:
+        return source.startswith("/") and stat.S_ISBLK(os.stat(source).st_mode)
+    except OSError:
+        return False
 
 
 def propagate(fd: int, one: Prepared) -> None:
