@@ -131,6 +131,64 @@ def test_a_terminal_has_our_size_passes_signals_and_gives_the_exit_code(here: Wo
     os.close(master)
 
 
+def test_detached_from_a_terminal_it_runs_on_and_goes_when_it_ends(here: World) -> None:
+    pid, master = pty.fork()
+    if pid == 0:
+        words = ("run", "-it", "--rm", "--name", "left", "--network", "none", here.image, "sh")
+        os.execv(here.command()[0], here.command(*words))
+    expect(master, b"# ")
+    os.write(master, b"\x10\x11")
+    expect(master, b"")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(master)
+    assert len(alive(here)) == 1
+    assert here.sampan("exec", "left", "true").returncode == 0
+    assert here.sampan("kill", "left").returncode == 0
+    deadline = time.monotonic() + 20
+    while alive(here) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert alive(here) == []
+
+
+def test_a_reader_gets_all_however_slow_it_is(here: World) -> None:
+    """The monitor lets go of a client after ten seconds, but not of this one."""
+    lines = 200_000
+    words = here.command("run", "--rm", "--network", "none", here.image, "seq", str(lines))
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        time.sleep(11)
+        rest = process.stdout.read()
+        assert process.wait(20) == 0
+    assert rest == b"".join(b"%d\n" % number for number in range(2, lines + 1))
+
+
+def test_an_exec_on_a_terminal(here: World) -> None:
+    assert here.sampan("run", "-d", "--name", "job", "--network", "none", here.image, "sleep", "1000").returncode == 0
+    for flags in (["-it"], ["-d", "-t"]):
+        refused = here.sampan("exec", *flags, "job", "cat", stdin="nobody reads this")
+        assert refused.returncode == 2
+        assert "leave -t" in refused.stderr
+    pid, master = pty.fork()
+    if pid == 0:
+        os.execv(here.command()[0], here.command("exec", "-it", "job", "sh"))
+    expect(master, b"# ")
+    os.write(master, b"\x10\x11")  # nobody could come back: these are keys like others
+    os.write(master, b"\x03")
+    os.write(master, b"echo do''ne\n")
+    expect(master, b"done")
+    os.write(master, b"exit 5\n")
+    expect(master, b"")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+    os.close(master)
+    assert here.sampan("rm", "-f", "job").returncode == 0
+
+
+def test_an_empty_entrypoint_is_none(here: World) -> None:
+    done = here.sampan("run", "--rm", "--network", "none", "--entrypoint", "", here.image, "echo", "alone")
+    assert (done.stdout, done.returncode) == ("alone\n", 0)
+
+
 def expect(fd: int, text: bytes) -> bytes:
     """Read until ``text`` comes; an empty text waits for the end."""
     seen = b""
@@ -181,6 +239,11 @@ def test_images_are_listed_tagged_and_removed(here: World) -> None:
         (["run", "--cap-add", "NONSENSE", "IMAGE"], 125, "NONSENSE"),
         (["run", "--network", "nosuch", "IMAGE"], 125, "nosuch"),
         (["run", "--runtime", "nosuch", "IMAGE"], 125, "nosuch"),
+        (["run", "--name", "../../../victim", "IMAGE"], 125, "--name"),
+        (["run", "--name", "..", "IMAGE"], 125, "--name"),
+        (["run", "--rm", "--name", "a/b", "IMAGE"], 125, "--name"),
+        (["-n", "..", "run", "IMAGE"], 125, "namespace"),
+        (["run", "--entrypoint", "", "IMAGE"], 125, "command"),
         (["run", "--network", "none", "IMAGE", "no-such-program"], 127, "no-such-program"),
         (["run", "--network", "none", "IMAGE", "/etc/passwd"], 126, "/etc/passwd"),
         (["exec", "nosuch", "true"], 1, "nosuch"),

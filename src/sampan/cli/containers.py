@@ -98,7 +98,7 @@ def start(options: Globals, join: bool, containers: tuple[str, ...]) -> int:
     """Start created containers."""
     with open_engine(options) as engine:
         if join and len(containers) == 1:
-            return foreground(engine, find.container(engine, containers[0]), interactive=False, start=True)
+            return foreground(engine, find.container(engine, containers[0]), interactive=False, start=True) or 0
         return _each(engine, containers, lambda record: engine.containers.start(record.id))
 
 
@@ -152,6 +152,10 @@ def rm(options: Globals, force: bool, containers: tuple[str, ...]) -> int:
 @click.pass_obj
 def exec_command(options: Globals, /, container: str, command: tuple[str, ...], **given: Any) -> int:
     """Run a command in a running container."""
+    if given["tty"] and given["detach"]:
+        raise click.UsageError("nobody would be at the terminal: leave -t or -d out")
+    if given["tty"] and given["interactive"] and not os.isatty(0):
+        raise click.UsageError("standard input is no terminal: leave -t out")
     with open_engine(options) as engine:
         record = find.container(engine, container)
         more = {"env": given["env"], "user": given["user"], "cwd": given["workdir"], "privileged": given["privileged"]}
@@ -173,7 +177,7 @@ def _exec_on_terminal(engine: Engine, record: ContainerRecord, command: tuple[st
     session = engine.containers.exec(record.id, command, tty=True, **more)
     try:
         if os.isatty(0):
-            terminal.relay(session.console, session.resize)
+            terminal.relay(session.console, session.resize, detaches=False)  # who lets go of it ends the command
         else:
             while data := _read(session.console):
                 os.write(1, data)
@@ -197,7 +201,7 @@ def attach(options: Globals, no_stdin: bool, container: str) -> int:
     """Join the streams of a running container."""
     with open_engine(options) as engine:
         record = engine.containers.running(find.container(engine, container).id)
-        return foreground(engine, record, interactive=record.spec.stdin and not no_stdin, start=False)
+        return foreground(engine, record, interactive=record.spec.stdin and not no_stdin, start=False) or 0
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -34,6 +35,9 @@ from sampan.errors import InvalidInput, NotFound, ProgramFailed, SampanError
 
 #: Exit codes of docker run: ours, "found but not executable", "not found".
 FAILED, NOT_EXECUTABLE, NO_PROGRAM = 125, 126, 127
+
+#: As docker has it; a folder of the logs has this name.
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 
 #: Label of containers that a person made with `run`, holding the ports as typed.
 RUN_LABEL = "sampan/run"
@@ -99,29 +103,39 @@ def run(options: Globals, /, image: str, command: tuple[str, ...], **given: Any)
 
 def _run(options: Globals, engine: Engine, image: str, command: tuple[str, ...], given: dict[str, Any]) -> int:
     given["name"] = given["name"] or fresh_name()
+    if not _NAME.fullmatch(given["name"]):
+        raise InvalidInput(
+            f'"{given["name"]}" is no name', field="--name", hint="letters, digits, and _ . - after the first"
+        )
     given["log_directory"] = f"{engine.config.log_root}/{engine.namespace}/{given['name']}"
     command = command[1:] if command[:1] == ("--",) else command
     spec = container_spec(image, command, given)
     if not given["rootfs"]:
         _ensure_image(engine, image, given["pull"])
     pod = engine.pods.run(pod_spec(spec.metadata.name, engine.namespace, given), exclusive=True)
-    started = False
+    container = None
+    alone = False
     try:
         container = engine.containers.create(pod.id, spec)
         if given["detach"]:
             engine.containers.start(container.id)
-            started = True
             click.echo(container.id)
-            if given["remove"]:
-                _remove_later(options, container.id)
-            return 0
-        status = foreground(engine, container, interactive=given["interactive"], start=True)
-        started = True
-        return status
+        else:
+            status = foreground(engine, container, interactive=given["interactive"], start=True)
+            if status is not None:
+                return status
+        alone = True
+        if given["remove"]:
+            _remove_later(options, container.id)
+        return 0
     finally:
         # A container that never ran is of no use to anyone; one that did stays for `logs`, unless --rm.
-        if not started or (given["remove"] and not given["detach"]):
+        if not alone and (given["remove"] or not _ran(engine, container)):
             remove_pod(engine, pod)
+
+
+def _ran(engine: Engine, container: ContainerRecord | None) -> bool:
+    return container is not None and engine.containers.get(container.id).started_at > 0
 
 
 def _ensure_image(engine: Engine, image: str, when: str) -> None:
@@ -172,9 +186,11 @@ def container_spec(image: str, command: tuple[str, ...], given: dict[str, Any]) 
     Raises:
         InvalidInput: A flag's value is wrong.
     """
-    entrypoint = shlex.split(given["entrypoint"]) if given["entrypoint"] else []
+    entrypoint = shlex.split(given["entrypoint"] or "")
     words = (*entrypoint, *command)
-    replaced = bool(entrypoint) or given["rootfs"]
+    replaced = given["entrypoint"] is not None or given["rootfs"]  # by an empty one too, as docker has it
+    if given["entrypoint"] is not None and not words:
+        raise InvalidInput("there is none", field="command", hint="name a command, since the image's is not used")
     return ContainerSpec(
         metadata=Metadata(name=given["name"]),
         image="" if given["rootfs"] else image,
@@ -258,8 +274,10 @@ def fresh_name() -> str:
     return f"sampan-{secrets.token_hex(4)}"
 
 
-def foreground(engine: Engine, container: ContainerRecord, *, interactive: bool, start: bool) -> int:
-    """Join our own streams to the container until it ends; its exit code.
+def foreground(engine: Engine, container: ContainerRecord, *, interactive: bool, start: bool) -> int | None:
+    """Join our own streams to the container until it ends; its exit code, or None if the person detached.
+
+    The container waits for whoever reads our output, however long that takes.
 
     Args:
         engine: Whose.
@@ -269,29 +287,30 @@ def foreground(engine: Engine, container: ContainerRecord, *, interactive: bool,
     """
     if container.spec.tty and os.isatty(0) and interactive:
         return _with_terminal(engine, container, start=start)
-    attachment = engine.containers.attach(container.id, stdin=0 if interactive else -1, stdout=1, stderr=2)
+    stdin = 0 if interactive else -1
+    attachment = engine.containers.attach(container.id, stdin=stdin, stdout=1, stderr=2, patient=True)
     _forward_signals(engine, container.id)
     try:
         if start:
             engine.containers.start(container.id)
         status = engine.containers.wait(container.id)
-        attachment.wait_closed(5)
+        attachment.wait_closed()
     finally:
         attachment.close()
     return status
 
 
-def _with_terminal(engine: Engine, container: ContainerRecord, *, start: bool) -> int:
+def _with_terminal(engine: Engine, container: ContainerRecord, *, start: bool) -> int | None:
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
             end = theirs.fileno()
-            attachment = engine.containers.attach(container.id, stdin=end, stdout=end)
+            attachment = engine.containers.attach(container.id, stdin=end, stdout=end, patient=True)
         try:
             if start:
                 engine.containers.start(container.id)
             if not terminal.relay(ours.fileno(), attachment.resize):
-                return 0
+                return None
         finally:
             attachment.close()
     return engine.containers.wait(container.id)

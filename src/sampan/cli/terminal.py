@@ -34,12 +34,13 @@ def raw(fd: int) -> Iterator[None]:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-def relay(container: int, resize: Callable[[int, int], None]) -> bool:
+def relay(container: int, resize: Callable[[int, int], None], *, detaches: bool = True) -> bool:
     """Copy between our terminal and a descriptor of the container until that ends.
 
     Args:
         container: Pty master, or socket, that carries both directions.
         resize: Called with width and height now, and whenever our terminal changes.
+        detaches: Look for the keys that detach; otherwise they go to the container like others.
 
     Returns:
         False when the person detached.
@@ -66,7 +67,7 @@ def relay(container: int, resize: Callable[[int, int], None]) -> bool:
                         if not typed:
                             poll.unregister(0)
                             continue
-                        held, keep = _detach_filter(held + typed)
+                        held, keep = _detach_filter(held + typed) if detaches else (b"", typed)
                         if keep is None:
                             return False
                         _write(container, keep)

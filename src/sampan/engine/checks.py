@@ -9,10 +9,24 @@ from sampan.errors import InvalidInput
 _SYSCTL = re.compile(r"[a-z0-9][a-z0-9_-]*([./][a-z0-9][a-z0-9_-]*)+")
 _SYSCTL_VALUE = re.compile(r"[^\x00-\x1f\x7f]*")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+#: As containerd has it: a folder has this name.
+_NAMESPACE = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*")
 _MAX_TEXT = 64 << 10
 
 #: Namespaced sysctls of the IPC namespace; those of ``net.`` belong to the network namespace (namespaces(7)).
 _IPC_SYSCTLS = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
+
+
+def namespace(name: str) -> None:
+    """Check the name of an engine's namespace.
+
+    Raises:
+        InvalidInput: It is none.
+    """
+    if len(name) > 76 or not _NAMESPACE.fullmatch(name):
+        raise InvalidInput(
+            f'"{name[:100]}" is no name', field="namespace", hint="letters and digits, with single . _ - between them"
+        )
 
 
 def pod(spec: PodSpec) -> None:

@@ -432,8 +432,17 @@ class Containers:
             privileged=privileged,
         )
 
-    def attach(self, container_id: str, *, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> "AttachSession":
+    def attach(
+        self, container_id: str, *, stdin: int = -1, stdout: int = -1, stderr: int = -1, patient: bool = False
+    ) -> "AttachSession":
         """Connect descriptors to the streams of the container's first process, even before it is started.
+
+        Args:
+            container_id: The container.
+            stdin: What it reads.
+            stdout: Where its output goes; a terminal's too.
+            stderr: Where the other output goes.
+            patient: Have the container wait for a slow reader as long as it takes, rather than let go of it.
 
         Raises:
             WrongState: The container has ended.
@@ -443,7 +452,7 @@ class Containers:
         record = self.get(container_id)
         if record.state not in ("created", "running"):
             raise WrongState(f"container {record.id[:12]} is {record.state}")
-        return AttachSession(self._engine, record, stdin=stdin, stdout=stdout, stderr=stderr)
+        return AttachSession(self._engine, record, stdin=stdin, stdout=stdout, stderr=stderr, patient=patient)
 
     def discard(self, record: ContainerRecord) -> None:
         """Remove a container that was never finished, and all that was made for it."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sampan import network
+from sampan.engine import checks
 from sampan.engine.config import EngineConfig, HandlerConfig
 from sampan.engine.containers import Containers
 from sampan.engine.disk import Disk
@@ -58,6 +59,7 @@ class Engine:
     """
 
     def __init__(self, config: EngineConfig, *, namespace: str = "default", zygote: "Zygote | None" = None) -> None:
+        checks.namespace(namespace)
         self.config = config
         self.namespace = namespace
         self.zygote = zygote

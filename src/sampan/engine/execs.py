@@ -88,11 +88,18 @@ class AttachSession:
     """Descriptors connected to a container's first process; see :meth:`sampan.shim.client.MonitorClient.attach`."""
 
     def __init__(
-        self, engine: "Engine", record: ContainerRecord, *, stdin: int = -1, stdout: int = -1, stderr: int = -1
+        self,
+        engine: "Engine",
+        record: ContainerRecord,
+        *,
+        stdin: int = -1,
+        stdout: int = -1,
+        stderr: int = -1,
+        patient: bool = False,
     ) -> None:
         self._monitor = engine.monitor(record.pod_id)
         self._container_id = record.id
-        self._attachment = self._monitor.attach(record.id, stdin=stdin, stdout=stdout, stderr=stderr)
+        self._attachment = self._monitor.attach(record.id, stdin=stdin, stdout=stdout, stderr=stderr, patient=patient)
 
     def fileno(self) -> int:
         """Readable when the connection has ended."""

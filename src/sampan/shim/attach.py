@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sampan.shim.streams import Sink, Source
+from sampan.shim.streams import PATIENCE, Sink, Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ class Attachment:
         self._source: Source | None = None
         self._reason = ""
 
-    def add_output(self, output: Output, fd: int) -> None:
-        """Copy ``output`` to the client's ``fd``, which becomes ours."""
-        sink = Sink(self._loop, fd, self._lost)
+    def add_output(self, output: Output, fd: int, *, patient: bool) -> None:
+        """Copy ``output`` to the client's ``fd``, which becomes ours, and wait for it for ever if ``patient``."""
+        sink = Sink(self._loop, fd, self._lost, patience=0 if patient else PATIENCE)
         self._outputs.append((output, sink))
         output.add(sink)
 

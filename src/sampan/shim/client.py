@@ -264,16 +264,20 @@ class MonitorClient:
         body = {"op": "wait", "id": id, "exec_id": exec_id, "timeout": 0 if timeout is None else max(timeout, 0.001)}
         return Exit.of_dict(self._frame(body, (), None, cancellation).body["exit"])
 
-    def attach(self, id: str, *, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> Attachment:
+    def attach(
+        self, id: str, *, stdin: int = -1, stdout: int = -1, stderr: int = -1, patient: bool = False
+    ) -> Attachment:
         """Copy a container's output to ``stdout`` and ``stderr``, and ``stdin`` to its input, from now on.
 
         The descriptors may be pipes, sockets, terminals or files, are duplicated, and stay the caller's to close. Of
-        a container with a terminal, ``stdout`` gets what the terminal shows.
+        a container with a terminal, ``stdout`` gets what the terminal shows. Who takes nothing for ten seconds is let
+        go of, unless the container is to be ``patient``.
         """
         channel = self._connect()
         names, descriptors = _named(stdin, stdout, stderr)
         try:
-            _in_time(channel, {"op": "attach", "id": id, "streams": names}, descriptors, PATIENCE)
+            body = {"op": "attach", "id": id, "streams": names, "patient": patient}
+            _in_time(channel, body, descriptors, PATIENCE)
         except BaseException:
             channel.close()
             raise

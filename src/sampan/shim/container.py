@@ -173,7 +173,7 @@ class Container:
             if fd < 0:
                 continue
             if name in self._outputs:
-                attachment.add_output(self._outputs[name], fd)
+                attachment.add_output(self._outputs[name], fd, patient=call.flag("patient"))
             else:
                 os.close(fd)
         fd = streams.pop("stdin", -1)
