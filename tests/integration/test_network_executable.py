@@ -173,20 +173,25 @@ def chained(folder: Path, pod: str, netns: Place, port: int) -> None:
 
 def test_gc_and_status(machine: Machine, tmp_path: Path) -> None:
     folder = network_world.executables(tmp_path)
-    live, dead, other = machine.place(), machine.place(), machine.neighbour()
+    live, dead, ours, other = machine.place(), machine.place(), machine.place(), machine.neighbour()
     chained(folder, "live", live, 8080)
     chained(folder, "dead", dead, 8081)
+    chained(folder, "ours", ours, 8082)
+    # As if it were a pod of an engine on the same network, of which the caller knows nothing.
+    state = State(str(tmp_path / "executable-state"))
+    (owner,) = state.owners_left("ours")
+    state.record_attachment(owner, 0)
     for kind, conf in (("bridge", BRIDGE), ("portmap", {"type": "portmap"})):
         assert call(folder, kind, "STATUS", named(conf)) == (0, None)
     valid = {"cni.dev/valid-attachments": [{"containerID": "live", "ifname": "eth0"}]}
-    with live.serve(80), dead.serve(80):
+    with live.serve(80), dead.serve(80), ours.serve(80):
         assert other.reaches("192.168.77.1", 8081)
         for kind, conf in (("bridge", BRIDGE), ("portmap", {"type": "portmap"})):
             assert call(folder, kind, "GC", named({**conf, **valid})) == (0, None)
         assert other.reaches("192.168.77.1", 8080)
         assert not other.reaches("192.168.77.1", 8081)
-    state = State(str(tmp_path / "executable-state"))
-    assert state.owners() == {"live"}
+        assert other.reaches("192.168.77.1", 8082)
+    assert state.owners() == {"live", "ours"}
     state.close()
 
 

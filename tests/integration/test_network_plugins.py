@@ -113,15 +113,17 @@ class TestGoPlugins:
             assert other.reaches("192.168.77.1", 8080)
         network.detach(nets, "pod")
 
-    def test_our_chained_plugins_behind_their_bridge(self, machine: Machine, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("first", ["portmap", "bandwidth"])
+    def test_our_chained_plugins_behind_their_bridge(self, machine: Machine, tmp_path: Path, first: str) -> None:
         """As flannel's conflist has it: a program makes the interface, built-in plugins do the rest."""
         outside = {**bridge(tmp_path), "hairpinMode": True, "sampan": "external"}
-        inner = [
+        inner: list[dict[str, Any]] = [
             {"type": "portmap", "capabilities": {"portMappings": True}},
             {"type": "bandwidth", "capabilities": {"bandwidth": True}},
             {"type": "tuning", "sysctl": {"net.core.somaxconn": "321"}, "mtu": 1280},
             {"type": "firewall"},
         ]
+        inner.sort(key=lambda plugin: plugin["type"] != first)
         machine.run("iptables -P FORWARD DROP")
         before = machine.run("iptables -S")
         nets = networks(tmp_path, {"cniVersion": "1.0.0", "name": "net", "plugins": [outside, *inner]})

@@ -23,6 +23,8 @@ from sampan.spec import cni
 _MAX_INPUT = 1 << 20
 #: The first version that has each command (CNI SPEC.md, section 2).
 _SINCE = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
+#: Key of GC's configuration that has what is to stay (CNI specification 1.1, "GC").
+_VALID = "cni.dev/valid-attachments"
 _CODES: tuple[tuple[type[SampanError], int], ...] = (
     (InvalidInput, cni.CODE_INVALID_CONFIG),
     (Unsupported, cni.CODE_UNSUPPORTED_FIELD),
@@ -158,15 +160,27 @@ def _of_all(command: str, kind: str, conf: dict[str, Any], networks: Networks) -
     own.pop(conflist.RUN_KEY, None)
     network = conflist.parse(own)
     if command == "GC":
+        conf = _with_ours(networks.state, conf)
         _collect(networks.state, conf)
     for ipam, _ in foreign.calls(network):
         networks.call(ipam, command, conf)
 
 
+def _with_ours(state: State, conf: dict[str, Any]) -> dict[str, Any]:
+    """With our engines' own pods on that network among the valid attachments: the caller does not know of them."""
+    entries = conf.get(_VALID) or conf.get("cni.dev/attachments") or []
+    network = str(conf.get("name", ""))
+    ours = [
+        {"containerID": owner.container, "ifname": owner.ifname}
+        for owner in state.attachments()
+        if owner.network == network
+    ]
+    return {**conf, _VALID: [*entries, *ours]}
+
+
 def _collect(state: State, conf: dict[str, Any]) -> None:
     """GC: free what no valid attachment of this network owns."""
-    entries = conf.get("cni.dev/valid-attachments") or conf.get("cni.dev/attachments") or []
-    valid = {(entry.get("containerID"), entry.get("ifname")) for entry in entries if isinstance(entry, dict)}
+    valid = {(entry.get("containerID"), entry.get("ifname")) for entry in conf[_VALID] if isinstance(entry, dict)}
     for owner in state.owners_of(str(conf.get("name", ""))):
         if (owner.container, owner.ifname) not in valid:
             forget(state, owner)

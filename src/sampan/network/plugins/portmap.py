@@ -182,12 +182,13 @@ def _map(port: PortEntry, targets: dict[int, IPv4Interface | IPv6Interface], ind
 
 def _serve_loopback(call: Call, previous: Result) -> None:
     """Let connections to 127.0.0.1 reach the container; see guard in :mod:`sampan.network.nft`."""
-    outside = [link.name for link in previous.interfaces if not link.sandbox]
+    names = [link.name for link in previous.interfaces if not link.sandbox]
+    links = [call.session.host.find_link(name) for name in names]
+    # Not the ifb that bandwidth puts behind the container's own: nothing comes in from the container by it.
+    outside = [link for link in links if link is not None and link.kind != "ifb"]
     if not outside:
         return
-    host = call.session.host.find_link(outside[-1])
-    if host is None:
-        return
+    host = outside[-1]
     if host.master:
         host = call.session.host.link(index=host.master)
     call.shared_rules([Element("guarded", host.name.encode().ljust(16, b"\0"))])
