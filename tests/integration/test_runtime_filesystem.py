@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -197,6 +198,48 @@ def test_a_write_protected_disk_is_mounted_read_only(box: Box, disk: str, option
     said = box.sh("ls /disk; grep ' /disk ' /proc/self/mounts").split()
     assert said[:4] == ["lost+found", disk, "/disk", "ext4"]
     assert {"ro", "nosuid"} <= set(said[4].split(","))
+
+
+@pytest.fixture
+def layers() -> Iterator[Path]:
+    """A directory with a long name that anybody may search."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o711)
+        yield Path(directory) / ("l" * 200)
+
+
+@pytest.mark.parametrize("user_namespace", [False, True])
+def test_an_overlay_of_long_paths(box: Box, layers: Path, user_namespace: bool) -> None:
+    """fsconfig(2) takes no more than 255 bytes at a time."""
+    for name in ("one", "two", "three", "upper", "work"):
+        (layers / (name * 20)).mkdir(parents=True)
+        (layers / (name * 20) / name).touch()
+    if user_namespace:
+        box.linux["namespaces"].append({"type": "user"})
+        box.linux["uidMappings"] = box.linux["gidMappings"] = [{"containerID": 0, "hostID": 200000, "size": 65536}]
+        for path in (box.rootfs, *box.rootfs.rglob("*"), layers, *layers.rglob("*")):
+            os.lchown(path, 200000, 200000)
+    lower = ":".join(str(layers / (name * 20)) for name in ("one", "two", "three"))
+    upper, work = (layers / (name * 20) for name in ("upper", "work"))
+    more = ["userxattr"] if user_namespace else []
+    options = [f"lowerdir={lower}", f"upperdir={upper}", f"workdir={work}", "nosuid", *more]
+    _mount(box, "/srv/merged", "s" * 300, *options, fstype="overlay")
+    _mount(box, "/fixed", "overlay", f"lowerdir={lower}", "ro", *more, fstype="overlay")
+    said = box.sh(
+        "ls /srv/merged; touch /srv/merged/new; ! touch /fixed/new 2>/dev/null; ls /fixed;"
+        "grep -c ' /srv/merged' /proc/self/mounts"
+    ).split()
+    assert said == ["one", "three", "two", "upper", "one", "three", "two", "1"]
+    assert (upper / "new").exists()
+    options_found = _options_of(box, "/srv/merged")
+    assert "nosuid" in options_found
+    assert f"upperdir={upper}" in options_found
+
+
+def test_what_mount_says_of_a_bad_overlay_is_told(box: Box, tmp_path: Path) -> None:
+    _mount(box, "/merged", "overlay", f"lowerdir={tmp_path}:/no/such/{'x' * 250}", fstype="overlay")
+    with pytest.raises(StageFailed, match='mount "overlay" at /merged: ENOENT'):
+        box.create("true")
 
 
 def test_masked_and_read_only_paths(box: Box) -> None:

@@ -25,6 +25,15 @@ _PROC_TARGETS = frozenset(
     )
 )  # fmt: skip
 
+# What fsconfig(2) takes by name and mount(2) as a bit.
+_SUPERBLOCK_FLAGS = {
+    "ro": m.MS_RDONLY,
+    "sync": m.MS_SYNCHRONOUS,
+    "dirsync": m.MS_DIRSYNC,
+    "lazytime": m.MS_LAZYTIME,
+    "mand": m.MS_MANDLOCK,
+}
+
 
 class Rootfs:
     """The root as the init sees it.
@@ -134,7 +143,11 @@ class Rootfs:
             if not late and is_readonly(one) and is_device(one.source):
                 # The mount's attribute alone would have the journal replayed, and refuse a write-protected device.
                 data = ["ro", *data]
-            filesystem = make_filesystem(one.fstype, one.source or one.fstype, data)
+            source = one.source or one.fstype
+            if fits(source, data):
+                filesystem = make_filesystem(one.fstype, source, data)
+            else:
+                filesystem = mount_filesystem(target, one.fstype, source, data)
             try:
                 if one.options.copy_up:
                     from sampan.runtime.copy_up import copy_tree
@@ -275,6 +288,42 @@ def make_filesystem(fstype: str, source: str, data: list[str]) -> int:
         raise _explained(context, error) from None
     finally:
         os.close(context)
+
+
+def fits(source: str, data: list[str]) -> bool:
+    """Whether fsconfig(2) takes these: a value of more than 255 bytes it does not."""
+    values = (key.partition("=")[2] for option in data for key in labels.parted(option))
+    return all(len(os.fsencode(value)) < 256 for value in (source, *values))
+
+
+def mount_filesystem(target: int, fstype: str, source: str, data: list[str]) -> int:
+    """What :func:`make_filesystem` makes, by mount(2), which takes a page of options: the layers of an overlay.
+
+    It wants a path, and of what is mounted there a descriptor is to be had that is that mount's for sure. So it is
+    mounted where nobody else can rename anything, for a moment: in a tmpfs over ``target``.
+    """
+    flags = 0
+    for option in data:
+        flags |= _SUPERBLOCK_FLAGS.get(option, 0)
+    text = ",".join(option for option in data if option not in _SUPERBLOCK_FLAGS)
+    cover = make_filesystem("tmpfs", "tmpfs", ["mode=700"])
+    try:
+        m.attach(cover, target)
+        try:
+            os.mkdir("mount", dir_fd=cover)
+            point = open_in_root(cover, "mount")
+            try:
+                m.mount(source, f"/proc/self/fd/{point}", fstype, flags, text)
+            except OSError as error:
+                raise OSError(error.errno, os.strerror(error.errno or 0)) from None  # the path says nothing
+            finally:
+                os.close(point)
+            # By name, and so what is mounted there now.
+            return m.open_tree(cover, "mount", m.OPEN_TREE_CLONE | m.OPEN_TREE_CLOEXEC)
+        finally:
+            m.umount(f"/proc/self/fd/{cover}", m.MNT_DETACH)
+    finally:
+        os.close(cover)
 
 
 def change_filesystem(mount: int, data: list[str]) -> None:
