@@ -89,6 +89,35 @@ def test_layers_shared_with_another_image_stay(store: Store) -> None:
     assert store.content.exists(two.digest)
 
 
+@pytest.mark.parametrize("claim", ["application/octet-stream", image.MT_OCI_CONFIG, image.MT_OCI_LAYER, "", "index"])
+def test_no_image_speaks_for_what_another_one_keeps(store: Store, claim: str) -> None:
+    """Whatever an image claims of content that another one has too, be it looked at first or last."""
+    target = add_image(store, layer("a"), layer("b"))
+    top = unpack(store, target)
+    manifest = image.decode_manifest(store.content.read(target))
+    assert isinstance(manifest, Manifest)
+    media_type = image.MT_OCI_INDEX if claim == "index" else claim
+    false = tuple(
+        Descriptor(media_type=media_type, digest=one.digest, size=one.size)
+        for one in (target, manifest.config, *manifest.layers)
+    )
+    entries = Index(schema_version=2, media_type=image.MT_OCI_INDEX, manifests=false)
+    index = store.content.put(image.encode(entries), image.MT_OCI_INDEX)
+    store.images("default").put("a", index)
+    store.images("default").put("m", target)
+    store.images("default").put("z", index)
+    assert (store.gc().content, store.gc().snapshots) == ([], [])
+    # Below one index, an entry that tells the truth comes after the one that does not.
+    both = Index(schema_version=2, media_type=image.MT_OCI_INDEX, manifests=(*false, target))
+    store.images("default").put("both", store.content.put(image.encode(both), image.MT_OCI_INDEX))
+    store.images("default").delete("m")
+    assert (store.gc().content, store.gc().snapshots) == ([], [])
+    assert any('kept by image "both"' in line for line in store.explain(top))
+    store.images("default").delete("both")
+    store.gc()
+    assert store.content.exists(manifest.layers[0].digest), "the other two name it"
+
+
 def test_leases_keep_until_they_expire(store: Store) -> None:
     lease = store.leases("default").create(expires_in=3600)
     blob = store.content.put(b"being pulled", lease=lease)

@@ -2,8 +2,8 @@
 
 Roots are image names, records (the engine's pods and containers) and leases that have not expired. From a root on:
 an index keeps the manifests that are stored, a manifest its config and layers, a config the snapshots of its chain
-ids, a snapshot its parent. What no root leads to goes; so does what lies on disk without a row, left by a process that
-was killed.
+ids, a snapshot its parent. Which of these a blob is, the descriptor that leads to it says. What no root leads to goes;
+so does what lies on disk without a row, left by a process that was killed.
 
 Marking and the deletion of rows are one transaction. Files go after it; blobs' under the content lock, so that none
 goes that is being written anew at that moment.
@@ -40,8 +40,9 @@ _CONTENT, _SNAPSHOT = "content", "snapshot"
 _GRACE_SECONDS = 60.0
 _INGEST_SECONDS = 24 * 3600.0
 
-#: A kind and a digest or key.
-_Node = tuple[str, str]
+#: A kind, a digest or key, and the media type that whoever refers to content claims for it. What content refers to
+#: depends on that claim, and another image may claim what it likes, so that each claim is followed for itself.
+_Node = tuple[str, str, str]
 
 
 @dataclass(slots=True)
@@ -65,41 +66,39 @@ class _Graph:
         }
         self.snapshots = {info.key: info for info in store.snapshots.walk()}
         self._children: dict[_Node, list[_Node]] = {}
-        self._types: dict[str, str] = {}
 
     def roots(self) -> Iterator[tuple[str, _Node]]:
         """Each root's description, and what it keeps directly."""
         rows = self._store.database.rows
         for namespace, name, target in rows("SELECT namespace, name, target FROM images ORDER BY namespace, name"):
             descriptor = msgspec.json.decode(target, type=Descriptor)
-            self._types[descriptor.digest] = descriptor.media_type
-            yield f'image "{name}" in namespace {namespace}', (_CONTENT, descriptor.digest)
+            yield f'image "{name}" in namespace {namespace}', (_CONTENT, descriptor.digest, descriptor.media_type)
         live = {(r[0], r[1]) for r in rows("SELECT namespace, id FROM leases WHERE expires_at>?", (time.time_ns(),))}
         for namespace, kind, owner, target_kind, target in rows("SELECT * FROM refs ORDER BY namespace, owner"):
             if kind != "lease" or (namespace, owner) in live:
-                yield f'{kind} "{owner}" in namespace {namespace}', (target_kind, target)
+                yield f'{kind} "{owner}" in namespace {namespace}', (target_kind, target, "")
 
     def children(self, node: _Node) -> list[_Node]:
         """What ``node`` keeps."""
         if node not in self._children:
-            kind, name = node
+            kind, name, media_type = node
             if kind == _SNAPSHOT:
                 info = self.snapshots.get(name)
-                self._children[node] = [(_SNAPSHOT, info.parent)] if info and info.parent else []
+                self._children[node] = [(_SNAPSHOT, info.parent, "")] if info and info.parent else []
             else:
-                self._children[node] = self._of_content(name)
+                self._children[node] = self._of_content(name, media_type)
         return self._children[node]
 
-    def _of_content(self, digest: str) -> list[_Node]:
+    def _of_content(self, digest: str, claim: str) -> list[_Node]:
         if digest not in self.blobs:
             return []
-        media_type = self._types.get(digest) or self.blobs[digest][1]
+        media_type = claim or self.blobs[digest][1]
         try:
             if media_type in MANIFEST_TYPES | INDEX_TYPES:
                 return self._of_manifest(digest, media_type)
             if media_type in CONFIG_TYPES:
                 config = decode_config(self._store.content.read(digest))
-                return [(_SNAPSHOT, name) for name in reversed(chain_ids(config.rootfs.diff_ids))]
+                return [(_SNAPSHOT, name, "") for name in reversed(chain_ids(config.rootfs.diff_ids))]
         except SampanError:
             pass  # damaged: it keeps itself, and fsck tells of it
         return []
@@ -107,13 +106,11 @@ class _Graph:
     def _of_manifest(self, digest: str, media_type: str) -> list[_Node]:
         document = decode_manifest(self._store.content.read(digest), media_type)
         below = document.manifests if isinstance(document, Index) else (document.config, *document.layers)
-        for descriptor in below:
-            self._types.setdefault(descriptor.digest, descriptor.media_type)
-        return [(_CONTENT, descriptor.digest) for descriptor in below]
+        return [(_CONTENT, descriptor.digest, descriptor.media_type) for descriptor in below]
 
-    def exists(self, node: _Node) -> bool:
+    def exists(self, kind: str, name: str) -> bool:
         """Whether it is stored."""
-        return node[1] in (self.snapshots if node[0] == _SNAPSHOT else self.blobs)
+        return name in (self.snapshots if kind == _SNAPSHOT else self.blobs)
 
     def reach(self, start: _Node) -> dict[_Node, _Node | None]:
         """Everything that ``start`` leads to, each with what led to it."""
@@ -144,11 +141,12 @@ def collect(store: "Store", *, dry_run: bool = False, grace: float = _GRACE_SECO
     with locked(store.content.lock_path, fcntl.LOCK_EX):
         with store.database.transaction(durable=True) as connection:
             graph = _Graph(store)
-            kept: set[_Node] = set()
+            reached: set[_Node] = set()
             for _, node in graph.roots():
-                if node not in kept:
-                    kept |= graph.reach(node).keys()
-            kept |= _young(graph, grace)
+                if node not in reached:
+                    reached |= graph.reach(node).keys()
+            reached |= _young(graph, grace)
+            kept = {(kind, name) for kind, name, _ in reached}
             going = {digest: row[0] for digest, row in graph.blobs.items() if (_CONTENT, digest) not in kept}
             going |= store.content.strays()
             report.content, report.bytes = sorted(going), sum(going.values())
@@ -179,7 +177,7 @@ def _young(graph: _Graph, grace: float) -> set[_Node]:
     young: set[_Node] = set()
     for key, info in graph.snapshots.items():
         if info.kind in ("active", "view") and info.created_at > since:
-            young |= graph.reach((_SNAPSHOT, key)).keys()
+            young |= graph.reach((_SNAPSHOT, key, "")).keys()
     return young
 
 
@@ -220,14 +218,16 @@ def explain(store: "Store", name: str) -> list[str]:
     """
     with store.database.transaction():
         graph = _Graph(store)
-        wanted = [node for node in ((_CONTENT, name), (_SNAPSHOT, name)) if graph.exists(node)]
+        wanted = [kind for kind in (_CONTENT, _SNAPSHOT) if graph.exists(kind, name)]
         if not wanted:
             raise NotFound(f'"{name}": neither content nor a snapshot of that name is in the store')
         lines: list[str] = []
         for root, start in graph.roots():
             found = graph.reach(start)
-            lines += [f"{node[0]} {node[1]} is kept by {root}: {_way(found, node)}" for node in wanted if node in found]
-    return lines or [f"{node[0]} {node[1]} is kept by nothing: the next collection removes it" for node in wanted]
+            # One way of several will do, whatever each claims the content to be.
+            ends = {node[0]: node for node in found if node[1] == name}
+            lines += [f"{kind} {name} is kept by {root}: {_way(found, ends[kind])}" for kind in wanted if kind in ends]
+    return lines or [f"{kind} {name} is kept by nothing: the next collection removes it" for kind in wanted]
 
 
 def _way(found: dict[_Node, _Node | None], node: _Node) -> str:
