@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from registry_peers import (
 from sampan.errors import Corrupt, SampanError, Unauthenticated, Unavailable
 from sampan.registry import Credentials, Event, Limits, Resolver, pull
 from sampan.registry.login import login, logout
+from sampan.storage.mount import attach, detach
 from sampan.storage.store import Store
 
 pytestmark = [
@@ -116,6 +119,47 @@ def test_nothing_of_a_failed_pull_is_visible(
         pulled = pull(store, "default", f"{registry.address}/x:1", resolver)
     assert store.snapshots.stat(pulled.snapshot)
     assert len(list(store.snapshots.walk())) == 3
+
+
+def check_noise(store: Store, snapshot: str, folder: Path) -> None:
+    target = folder / "mnt"
+    target.mkdir()
+    attach(store.snapshots.view("look", snapshot), str(target))
+    try:
+        for number in range(3):
+            expected = hashlib.shake_128(str(number).encode()).digest(300_000)
+            assert (target / f"noise{number}").read_bytes() == expected
+    finally:
+        detach(str(target))
+        store.snapshots.remove("look")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_layer_that_a_mirror_damages_is_unpacked_from_the_server(tmp_path: Path, store: Store, number: int) -> None:
+    image = noise_image(layers=3)
+    mirror = FaultRegistry(str(tmp_path / "mirror"))
+    with FaultRegistry(str(tmp_path / "registry")) as registry, mirror:
+        for server in (registry, mirror):
+            image.put_into(server.tree, "x", "1")
+        mirror.faults = [Fault("flip", where=image.layers[number].digest)]
+        text = f'server = "http://{registry.address}"\n[host."http://{mirror.address}"]\n'
+        resolver = Resolver((str(write_hosts(tmp_path / "certs.d", "_default", text)),), (), LIMITS)
+        pulled = pull(store, "default", "example.com/x:1", resolver)
+        assert registry.seen("GET", "/blobs/") == [f"/v2/x/blobs/{image.layers[number].digest}"]
+    check_noise(store, pulled.snapshot, tmp_path)
+    assert len(os.listdir(store.snapshots.root)) == 1 + 3, "the lock, and no stage that was given up"
+
+
+def test_a_layer_whose_first_part_was_left_damaged_is_unpacked(tmp_path: Path, store: Store) -> None:
+    """What an earlier attempt left is gone on with, found to be bad, and fetched from the first byte."""
+    image = noise_image(layers=3)
+    with store.content.writer(image.layers[1]) as writer:
+        writer.write(b"\x1f\x8b\x08" + b"\xff" * 997)
+    with FaultRegistry(str(tmp_path / "registry")) as registry:
+        image.put_into(registry.tree, "x", "1")
+        pulled = pull(store, "default", f"{registry.address}/x:1", Resolver((), (), LIMITS))
+        assert len(registry.seen("GET", image.layers[1].digest)) == 2
+    check_noise(store, pulled.snapshot, tmp_path)
 
 
 def test_an_image_whose_layer_is_not_what_its_config_says(tmp_path: Path, store: Store) -> None:

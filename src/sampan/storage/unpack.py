@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
-from sampan.errors import AlreadyExists, Corrupt, SampanError, Unavailable, Unsupported
+from sampan.errors import AlreadyExists, Corrupt, SampanError, Unsupported
 from sampan.image.apply import NeedsParent
 from sampan.image.worker import read_lists
 from sampan.spec.image import (
@@ -99,6 +99,8 @@ class _Job:
 
     def __init__(self, store: Store, data: int, news: int | None, launch: Launch, lease: Holder | None) -> None:
         self.stage: Stage | None = store.snapshots.stage(lease)
+        #: Whether it read the layer while that was downloaded, before its digest was known to be right.
+        self.followed = news is not None
         self._lists = os.memfd_create("layer-lists", os.MFD_CLOEXEC)
         self._worker: Worker | None = None
         mount: Mount = {"type": "bind", "source": self.stage.files, "options": _HARDENED}
@@ -195,11 +197,16 @@ class Unpacker:
     # ---------------------------------------------------------------- while downloading
 
     def follow(self, descriptor: Descriptor, writer: Writer) -> None:
-        """Apply a layer while ``writer`` writes it; does nothing where that does not serve."""
+        """Apply a layer while ``writer`` writes it; does nothing where that does not serve.
+
+        Called again for a layer whose download starts over: what was applied of the earlier bytes goes.
+        """
         if not self._apart:
             return
         for number in range(self._first, len(self._layers)):
-            if self._layers[number].digest == descriptor.digest and number not in self._jobs:
+            if self._layers[number].digest == descriptor.digest:
+                if number in self._jobs:
+                    self._jobs.pop(number).close(self._store)
                 data, news = writer.follow()
                 try:
                     self._jobs[number] = _Job(self._store, data, news, self._launch, self._lease)
@@ -254,8 +261,10 @@ class Unpacker:
         job = self._jobs[number]
         try:
             outcome = job.wait()
-        except Unavailable:
-            # The download that it followed broke off, and was made anew.
+        except SampanError:
+            if not job.followed:
+                raise
+            # The download that it followed broke off or brought bad bytes, and the store has the blob all the same.
             self._jobs.pop(number).close(self._store)
             self._start_ahead(number)
             job = self._jobs[number]
