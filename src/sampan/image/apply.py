@@ -149,8 +149,8 @@ class Applier:
                     _write(fd, data)
                 if uid or gid:
                     os.fchown(fd, uid, gid)
-                    if mode & 0o6000:
-                        os.fchmod(fd, mode)
+                if mode & 0o6000:
+                    os.fchmod(fd, mode)
                 os.utime(fd, ns=times)
             except OSError as error:
                 raise _failed(name, error) from error
@@ -221,8 +221,9 @@ class Applier:
                 reader.copy(entry.size, lambda piece: _write(fd, piece))
             if entry.uid or entry.gid or self._merged:
                 os.fchown(fd, entry.uid, entry.gid)
-                if entry.mode & 0o6000:
-                    os.fchmod(fd, entry.mode)
+            if entry.mode & 0o6000:
+                # Another owner takes these bits away, and so does each write in a user namespace.
+                os.fchmod(fd, entry.mode)
             if entry.xattrs:
                 self._xattrs(entry, fd)
             os.utime(fd, ns=_times(entry))
