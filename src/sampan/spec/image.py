@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
 
 import msgspec
 
@@ -157,6 +157,20 @@ class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
 
 # ------------------------------------------------------------------ documents
 
+_T = TypeVar("_T")
+if TYPE_CHECKING:
+    #: Read from null as well, which Go's encoder writes for a list or map without members, and then empty.
+    _Listed = Annotated[_T, "null is empty"]
+else:
+    _Listed = Optional[_T]  # noqa: UP045 - the other way of writing it is not generic
+
+
+def _fill(document: msgspec.Struct, **empty: object) -> None:
+    """Put each field's empty value where null was read."""
+    for field, value in empty.items():
+        if getattr(document, field) is None:
+            msgspec.structs.force_setattr(document, field, value)
+
 
 class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     """A typed, sized pointer to content (descriptor.md)."""
@@ -164,14 +178,15 @@ class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
     media_type: str
     digest: str
     size: int
-    urls: tuple[str, ...] = ()
-    annotations: dict[str, str] = {}
+    urls: _Listed[tuple[str, ...]] = ()
+    annotations: _Listed[dict[str, str]] = {}
     #: The content itself, in base64, where a producer embedded it. Never trusted without its digest.
     data: str = ""
     artifact_type: str = ""
     platform: Platform | None = None
 
     def __post_init__(self) -> None:
+        _fill(self, urls=(), annotations={})
         check_digest(self.digest)
         if self.size < 0:
             raise InvalidInput(f"{self.size} is negative", field="size")
@@ -182,22 +197,28 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
 
     schema_version: int
     config: Descriptor
-    layers: tuple[Descriptor, ...] = ()
+    layers: _Listed[tuple[Descriptor, ...]] = ()
     media_type: str = ""
     artifact_type: str = ""
     subject: Descriptor | None = None
-    annotations: dict[str, str] = {}
+    annotations: _Listed[dict[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        _fill(self, layers=(), annotations={})
 
 
 class Index(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     """An image index (image-index.md), or Docker's manifest list."""
 
     schema_version: int
-    manifests: tuple[Descriptor, ...] = ()
+    manifests: _Listed[tuple[Descriptor, ...]] = ()
     media_type: str = ""
     artifact_type: str = ""
     subject: Descriptor | None = None
-    annotations: dict[str, str] = {}
+    annotations: _Listed[dict[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        _fill(self, manifests=(), annotations={})
 
 
 class Healthcheck(msgspec.Struct, frozen=True, omit_defaults=True, rename="pascal"):
@@ -233,7 +254,10 @@ class RootFs(msgspec.Struct, frozen=True):
     """The layers' uncompressed digests, lowest first."""
 
     type: str = "layers"
-    diff_ids: tuple[str, ...] = ()
+    diff_ids: _Listed[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        _fill(self, diff_ids=())
 
 
 class History(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -290,9 +314,6 @@ class _Shape(msgspec.Struct):
     def has(self, field: str) -> bool:
         """Whether the document has the field, with something other than null."""
         return bytes(getattr(self, field)) not in (b"", b"null")
-
-
-_T = TypeVar("_T")
 
 
 def _decode(data: bytes, kind: type[_T], what: str, limit: int) -> _T:

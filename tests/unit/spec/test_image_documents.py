@@ -83,6 +83,22 @@ def test_null_lists_of_old_builders_are_read() -> None:
     assert config.platform == Platform(architecture="amd64", os="linux")
 
 
+def test_null_for_lists_without_members_is_read() -> None:
+    """As programs in Go write what has none: an image of labels only, an index of nothing."""
+    config = image.decode_config(b'{"os":"linux","rootfs":{"type":"layers","diff_ids":null},"history":null}')
+    assert config.rootfs.diff_ids == ()
+    manifest = image.decode_manifest(doc(config={**CONFIG, "annotations": None}, layers=None, annotations=None))
+    assert isinstance(manifest, Manifest)
+    assert (manifest.layers, manifest.annotations, manifest.config.annotations) == ((), {}, {})
+    assert image.decode_manifest(image.encode(manifest)) == manifest
+    index = image.decode_manifest(doc(manifests=None, annotations=None), image.MT_OCI_INDEX)
+    assert index == Index(schema_version=2)
+    entry = {**LAYER, "mediaType": image.MT_OCI_MANIFEST, "urls": None}
+    assert image.decode_manifest(doc(manifests=[entry])).manifests[0].urls == ()  # type: ignore[union-attr]
+    with pytest.raises(Corrupt, match="layers"):
+        image.decode_manifest(doc(config=CONFIG, layers=[None]))
+
+
 def test_config_with_a_bad_diff_id_is_refused() -> None:
     with pytest.raises(Corrupt, match=r"rootfs\.diff_ids\[0\]"):
         image.decode_config(b'{"rootfs":{"type":"layers","diff_ids":["x"]}}')
