@@ -195,13 +195,14 @@ class Tree:
             os.unlink(self._tag_path(name, target))
             return
         _, media_type, data = self.manifest(name, target)
+        subject = decode_manifest(data, media_type).subject
+        if subject:
+            # First, for once the manifest has gone nothing says what it referred to.
+            _remove(self._mark(name, os.path.join("_subjects", subject.digest.replace(":", "-")), target))
         os.unlink(self._mark(name, "_manifests", target))
         for tag in self.tags(name):
             if self._tag(name, tag) == target:
                 os.unlink(self._tag_path(name, tag))
-        subject = decode_manifest(data, media_type).subject
-        if subject:
-            _remove(self._mark(name, os.path.join("_subjects", subject.digest.replace(":", "-")), target))
 
     def referrers(self, name: str, subject: str) -> list[Descriptor]:
         """Descriptors of the manifests whose subject is ``subject``, as the referrers API gives them."""
@@ -209,7 +210,10 @@ class Tree:
         folder = os.path.join(self._repository(name), "_subjects", subject.replace(":", "-"))
         found = []
         for entry in _names(folder):
-            digest, media_type, data = self.manifest(name, entry.replace("-", ":", 1))
+            try:
+                digest, media_type, data = self.manifest(name, entry.replace("-", ":", 1))
+            except ManifestUnknown:
+                continue  # deleted since, or never wholly put
             document = decode_manifest(data, media_type)
             kind = document.artifact_type
             if not kind and isinstance(document, Manifest):

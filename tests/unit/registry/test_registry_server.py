@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -165,6 +166,35 @@ def test_referrers(registry: RegistryServer) -> None:
     assert [one.artifact_type for one in repository.referrers(image.target.digest, "application/sbom")] == [
         "application/sbom"
     ]
+    repository.delete_manifest(found[0].digest)
+    assert repository.referrers(image.target.digest) == found[1:]
+
+
+def test_a_referrer_that_has_gone_hides_no_other(registry: RegistryServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a registry that was killed while it deleted one, or that is deleting one at the moment."""
+    image = make_image([{"a": b"b"}])
+    image.put_into(registry.tree, "a", "1")
+    document = json.loads(image.blobs[image.target.digest])
+    document["subject"] = {"mediaType": MT_OCI_MANIFEST, "digest": image.target.digest, "size": image.target.size}
+    left, gone = (
+        registry.tree.put_manifest("a", tag, json.dumps({**document, "artifactType": tag}).encode(), MT_OCI_MANIFEST)[0]
+        for tag in ("left", "gone")
+    )
+    unlink = os.unlink
+
+    def killed(path: str) -> None:
+        if "_manifests" in path:
+            raise InterruptedError
+        unlink(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", killed)
+        with pytest.raises(InterruptedError):
+            registry.tree.delete_manifest("a", gone)
+    assert [one.digest for one in registry.tree.referrers("a", image.target.digest)] == [left]
+    folder = Path(registry.tree.root, "repositories/a/_subjects", image.target.digest.replace(":", "-"))
+    (folder / ("sha256-" + "0" * 64)).touch()
+    assert [one.digest for one in client(registry, "a").referrers(image.target.digest)] == [left]
 
 
 def test_users(tmp_path: Path) -> None:
