@@ -273,6 +273,8 @@ class Handler(BaseHTTPRequestHandler):
             self._copy_out(fd, start, end)
 
     def _copy_out(self, fd: int, start: int, end: int) -> None:
+        if start >= end:
+            return  # of an empty blob; sendfile takes no count of 0
         if isinstance(self.connection, ssl.SSLSocket):
             while start < end and (data := os.pread(fd, min(_CHUNK, end - start), start)):
                 self.wfile.write(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 from collections.abc import Iterator
@@ -92,6 +93,19 @@ def test_a_blob_by_parts(registry: RegistryServer) -> None:
     assert send(registry, "GET", f"/v2/a/blobs/{digest}").data == data
     head = send(registry, "HEAD", f"/v2/a/blobs/{digest}")
     assert (head.headers["Content-Length"], head.headers["Docker-Content-Digest"]) == ("2560", digest)
+
+
+def test_an_empty_blob_leaves_the_connection_open(registry: RegistryServer) -> None:
+    digest = f"sha256:{hashlib.sha256().hexdigest()}"
+    assert send(registry, "POST", f"/v2/a/blobs/uploads/?digest={digest}").status == 201
+    connection = http.client.HTTPConnection(registry.address, timeout=10)
+    try:
+        for _ in range(2):
+            connection.request("GET", f"/v2/a/blobs/{digest}")
+            answer = connection.getresponse()
+            assert (answer.status, answer.headers["Content-Length"], answer.read()) == (200, "0", b"")
+    finally:
+        connection.close()
 
 
 def test_a_chunked_body_and_a_monolithic_post(registry: RegistryServer) -> None:
