@@ -98,6 +98,13 @@ _ARCHITECTURES = {
 }
 
 
+#: Machine -> architecture and variant of what else it runs, by how gladly; "no platform" is 1.
+_ALSO_RUN = {
+    "amd64": {("386", ""): 2},
+    "arm64": {("arm", "v5"): 2, ("arm", "v6"): 3, ("arm", "v7"): 4, ("arm", "v8"): 5},
+}
+
+
 class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
     """What machine an image is for (image-index.md, "platform")."""
 
@@ -137,8 +144,10 @@ class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
     def rank(self, wanted: "Platform") -> int:
         """How well an image for this platform runs on ``wanted``: 0 not at all, more is better."""
         mine, other = self.normalised(), wanted.normalised()
-        if mine.os != other.os or mine.architecture != other.architecture:
+        if mine.os != other.os:
             return 0
+        if mine.architecture != other.architecture:
+            return _ALSO_RUN.get(other.architecture, {}).get((mine.architecture, mine.variant), 0)
         if mine.variant == other.variant:
             return 100
         # ARM's and amd64's variants are levels: a machine of a level runs the lower ones.

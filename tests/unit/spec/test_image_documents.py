@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,6 +125,23 @@ def test_the_best_platform_is_chosen() -> None:
         assert image.select_platform(index, Platform.parse(wanted)) == index.manifests[chosen]
     with pytest.raises(NotFound, match="linux/amd64"):
         image.select_platform(index, Platform.parse("windows/amd64"))
+
+
+def test_a_machine_of_64_bits_runs_images_of_32_for_want_of_better_ones() -> None:
+    anyone = msgspec.structs.replace(entry("linux/any"), platform=None)
+    for wanted, rising in [
+        ("linux/amd64", ["linux/386", "linux/amd64"]),
+        ("linux/amd64/v3", ["linux/386", "linux/amd64", "linux/amd64/v2", "linux/amd64/v3"]),
+        ("linux/arm64", [*(f"linux/arm/v{n}" for n in (5, 6, 7, 8)), "linux/arm64"]),
+        ("linux/arm64/v9", ["linux/arm/v8", "linux/arm64"]),
+    ]:
+        entries = [anyone, *map(entry, rising)]
+        for count in range(1, len(entries) + 1):
+            for some in (entries[:count], entries[count - 1 :: -1]):
+                index = Index(schema_version=2, manifests=(entry("windows/386"), *some))
+                assert image.select_platform(index, Platform.parse(wanted)) == entries[count - 1]
+    for system, wanted in [("linux/amd64", "linux/386"), ("linux/arm64", "linux/arm/v7"), ("linux/386", "linux/arm64")]:
+        assert not Platform.parse(system).matches(Platform.parse(wanted))
 
 
 def test_chain_ids_of_the_specification() -> None:
