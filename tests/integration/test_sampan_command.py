@@ -13,6 +13,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,26 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 def alive(here: World) -> list[str]:
     return here.sampan("ps", "-aq").stdout.split()
+
+
+def all_go(here: World) -> None:
+    """Wait until no container is left."""
+    deadline = time.monotonic() + 20
+    while alive(here) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert alive(here) == []
+
+
+@contextmanager
+def terminal(here: World, code: int, *words: str) -> Iterator[int]:
+    """Our side of a terminal at which `sampan WORDS` runs; at the end it must have ended, with this exit code."""
+    pid, master = pty.fork()
+    if pid == 0:
+        os.execv(here.command()[0], here.command(*words))
+    yield master
+    expect(master, b"")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
+    os.close(master)
 
 
 def test_run_over_the_machines_own_root(here: World) -> None:
@@ -103,51 +124,34 @@ def test_detached_then_logs_exec_inspect_stop_rm(here: World) -> None:
 
 def test_detached_with_rm_goes_by_itself(here: World) -> None:
     assert here.sampan("run", "-d", "--rm", "--network", "none", here.image, "true").returncode == 0
-    deadline = time.monotonic() + 20
-    while alive(here) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert alive(here) == []
+    all_go(here)
 
 
 def test_a_terminal_has_our_size_passes_signals_and_gives_the_exit_code(here: World) -> None:
-    pid, master = pty.fork()
-    if pid == 0:
-        os.execv(here.command()[0], here.command("run", "-it", "--rm", "--network", "none", here.image, "sh"))
-    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 101, 0, 0))
-    expect(master, b"# ")
-    os.write(master, b"stty size; echo do''ne\n")
-    assert b"33 101" in expect(master, b"done")
-    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 50, 0, 0))
-    expect(master, b"# ")
-    os.write(master, b"sleep 0.2; stty size; cat\n")
-    expect(master, b"20 50\r\n")
-    os.write(master, b"typed\n")
-    expect(master, b"typed\r\ntyped\r\n")  # so that cat is there to be interrupted
-    os.write(master, b"\x03")
-    expect(master, b"# ")
-    os.write(master, b"exit 6\n")
-    expect(master, b"")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 6
-    os.close(master)
+    with terminal(here, 6, "run", "-it", "--rm", "--network", "none", here.image, "sh") as master:
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 101, 0, 0))
+        expect(master, b"# ")
+        os.write(master, b"stty size; echo do''ne\n")
+        assert b"33 101" in expect(master, b"done")
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 50, 0, 0))
+        expect(master, b"# ")
+        os.write(master, b"sleep 0.2; stty size; cat\n")
+        expect(master, b"20 50\r\n")
+        os.write(master, b"typed\n")
+        expect(master, b"typed\r\ntyped\r\n")  # so that cat is there to be interrupted
+        os.write(master, b"\x03")
+        expect(master, b"# ")
+        os.write(master, b"exit 6\n")
 
 
 def test_detached_from_a_terminal_it_runs_on_and_goes_when_it_ends(here: World) -> None:
-    pid, master = pty.fork()
-    if pid == 0:
-        words = ("run", "-it", "--rm", "--name", "left", "--network", "none", here.image, "sh")
-        os.execv(here.command()[0], here.command(*words))
-    expect(master, b"# ")
-    os.write(master, b"\x10\x11")
-    expect(master, b"")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    os.close(master)
+    with terminal(here, 0, "run", "-it", "--rm", "--name", "left", "--network", "none", here.image, "sh") as master:
+        expect(master, b"# ")
+        os.write(master, b"\x10\x11")
     assert len(alive(here)) == 1
     assert here.sampan("exec", "left", "true").returncode == 0
     assert here.sampan("kill", "left").returncode == 0
-    deadline = time.monotonic() + 20
-    while alive(here) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert alive(here) == []
+    all_go(here)
 
 
 def test_a_reader_gets_all_however_slow_it_is(here: World) -> None:
@@ -169,18 +173,13 @@ def test_an_exec_on_a_terminal(here: World) -> None:
         refused = here.sampan("exec", *flags, "job", "cat", stdin="nobody reads this")
         assert refused.returncode == 2
         assert "leave -t" in refused.stderr
-    pid, master = pty.fork()
-    if pid == 0:
-        os.execv(here.command()[0], here.command("exec", "-it", "job", "sh"))
-    expect(master, b"# ")
-    os.write(master, b"\x10\x11")  # nobody could come back: these are keys like others
-    os.write(master, b"\x03")
-    os.write(master, b"echo do''ne\n")
-    expect(master, b"done")
-    os.write(master, b"exit 5\n")
-    expect(master, b"")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
-    os.close(master)
+    with terminal(here, 5, "exec", "-it", "job", "sh") as master:
+        expect(master, b"# ")
+        os.write(master, b"\x10\x11")  # nobody could come back: these are keys like others
+        os.write(master, b"\x03")
+        os.write(master, b"echo do''ne\n")
+        expect(master, b"done")
+        os.write(master, b"exit 5\n")
     assert here.sampan("rm", "-f", "job").returncode == 0
 
 

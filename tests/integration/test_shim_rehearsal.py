@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from sampan.linux import process
 from sampan.shim.zygote import Zygote
 
 pytestmark = pytest.mark.root
@@ -33,9 +35,21 @@ except ChildProcessError:
 """
 
 
-def scratch(pid: int) -> list[str]:
-    """What a process has there; others may be at it beside us."""
-    return [name for name in os.listdir("/dev/shm") if name.startswith(f"sampan-{pid}-")]
+#: Plays until it is killed; says when it begins.
+ENDLESS = f"""
+import sys
+sys.path.insert(0, {str(SOURCE)!r})
+from sampan.shim import seed, rehearsal
+print(flush=True)
+while True:
+    rehearsal._play()
+"""
+#: Where a part of it could be forgotten.
+PLACES = ("/dev/shm", "/run", "/tmp")
+
+
+def files() -> set[str]:
+    return {f"{place}/{name}" for place in PLACES for name in os.listdir(place)}
 
 
 def test_a_played_pod_runs_what_a_real_one_does_and_leaves_nothing() -> None:
@@ -62,7 +76,42 @@ def test_a_zygote_leaves_nothing_of_its_rehearsal() -> None:
         stats = [Path(f"/proc/{name}/stat") for name in os.listdir("/proc") if name.isdigit()]
         children = [path for path in stats if path.exists() and parent(path) == zygote.pid]
         assert children == []
-        assert not scratch(zygote.pid)
+        assert not [target for target in descriptors(zygote.pid) if "sampan" in target or target == "/"]
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_a_player_that_is_killed_leaves_nothing(moment: int) -> None:
+    before = files()
+    process.become_subreaper()
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", ENDLESS], stdout=subprocess.PIPE, start_new_session=True
+        ) as player:
+            assert player.stdout is not None
+            player.stdout.readline()
+            time.sleep(moment / 1000)
+            player.kill()
+        wait_for_orphans(seconds=20)
+    finally:
+        process.prctl(process.PR_SET_CHILD_SUBREAPER, 0)
+    assert files() <= before
+
+
+def wait_for_orphans(seconds: float) -> None:
+    """Reap what the player left running; it must end by itself, and before the minute after which it does anyway."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.01)
+        except ChildProcessError:
+            return
+    pytest.fail("a process of the played pod outlives the player")
+
+
+def descriptors(pid: int) -> list[str]:
+    folder = f"/proc/{pid}/fd"
+    return [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]
 
 
 def parent(stat: Path) -> int:

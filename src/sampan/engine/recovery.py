@@ -125,9 +125,7 @@ def _adopt(engine: "Engine", pod: PodRecord) -> bool:
     except TimedOut:
         return True  # it lives; the watch adopts its containers when it answers
     except Unavailable:
-        for record in engine.container_records.list():
-            if record.pod_id == pod.id and record.state in ("created", "running"):
-                end_orphan(engine, record)
+        end_orphans(engine, pod.id)
         engine.pods.lose(pod.id)
         return False
     adopt_containers(engine, pod.id, told)
@@ -149,6 +147,13 @@ def adopt_containers(engine: "Engine", pod_id: str, told: "dict[str, Any]") -> N
         settled = engine.containers.settle(record)
         if settled.state == "created" and record.id in running:
             engine.containers.note_start(record.id, int(running[record.id].get("started_at") or time.time_ns()))
+
+
+def end_orphans(engine: "Engine", pod_id: str) -> None:
+    """End what is left of a pod's containers, whose monitor is gone, and record it."""
+    for record in engine.container_records.list():
+        if record.pod_id == pod_id and record.state in ("created", "running"):
+            end_orphan(engine, record)
 
 
 def end_orphan(engine: "Engine", record: ContainerRecord) -> None:

@@ -96,11 +96,10 @@ def read_containers(
     found = []
     for record in records:
         answer = next(answers) if record.state in _ALIVE else None
-        if answer is None:
-            found.append(ContainerReading(record, None, None, _disk(engine, record, now=full)))
-        elif not isinstance(answer, OSError):
-            disk = _disk(engine, record, now=full)
-            found.append(ContainerReading(record, answer.usage, answer.nano_cores, disk))
+        if isinstance(answer, OSError):
+            continue
+        usage, nano_cores = (answer.usage, answer.nano_cores) if answer else (None, None)
+        found.append(ContainerReading(record, usage, nano_cores, _disk(engine, record, now=full)))
     return timestamp, found
 
 

@@ -6,7 +6,7 @@ import select
 import threading
 from typing import TYPE_CHECKING, Any
 
-from sampan.engine.recovery import PATIENCE, adopt_containers, end_orphan
+from sampan.engine.recovery import PATIENCE, adopt_containers, end_orphans
 from sampan.errors import NotFound, SampanError, TimedOut, Unavailable
 
 if TYPE_CHECKING:
@@ -121,9 +121,7 @@ class Watch:
         except TimedOut:
             return True
         except Unavailable:
-            for record in engine.containers.list(pod_id=pod_id):
-                if record.state in ("created", "running"):
-                    end_orphan(engine, record)
+            end_orphans(engine, pod_id)
             self._lose(pod_id)
             return False
         return True

@@ -350,16 +350,9 @@ class Creation:
         if "mount" in self.record:
             shared_mounts.remove(self.record["mount"], self.record["rootfs"])
         if self._hooked:
-            self._run_poststop()
+            # What the first hooks made has to go, though there will be no container: the specification goes on so.
+            hooks.run_each("poststop", (self.config.get("hooks") or {}).get("poststop") or [], self._state("stopped"))
         self.directory.remove()
-
-    def _run_poststop(self) -> None:
-        """What the first hooks made has to go, though there will be no container: the specification goes on so."""
-        for hook in (self.config.get("hooks") or {}).get("poststop") or []:
-            try:
-                hooks.run("poststop", [hook], self._state("stopped"))
-            except StageFailed as error:
-                os.write(2, f"sampan-runtime: {error}\n".encode())
 
     def _close(self) -> None:
         owners = (self._plan, self._mounts, self._joiner, self._group, self._channel, self._theirs, self._devices)

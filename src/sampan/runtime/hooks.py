@@ -37,6 +37,15 @@ def run(kind: str, hooks: list[Hook], state: dict[str, Any]) -> None:
         _run(f"{kind} hook {number}", hook, document)
 
 
+def run_each(kind: str, hooks: list[Hook], state: dict[str, Any]) -> None:
+    """Run hooks that come too late to undo anything: the failure of one is the log's, and the next one's turn comes."""
+    for hook in hooks:
+        try:
+            run(kind, [hook], state)
+        except StageFailed as error:
+            os.write(2, f"sampan-runtime: {error}\n".encode())
+
+
 def preload() -> None:
     """Load what :func:`run` loads at its first call, for a process that soon can't load anything."""
     from sampan.runtime.state import dumps

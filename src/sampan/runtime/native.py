@@ -372,14 +372,15 @@ class NativeHandler:
         state["status"] = status
         if status == "stopped":
             state["pid"] = 0
-        for hook in chosen:
-            try:
+        if kind != "poststart" or _version(record["ociVersion"]) < (1, 3):
+            hooks.run_each(kind, chosen, state)
+            return
+        try:
+            for hook in chosen:
                 hooks.run(kind, [hook], state)
-            except StageFailed as error:
-                if kind == "poststart" and _version(record["ociVersion"]) >= (1, 3):
-                    self.kill(directory.container_id, _SIGKILL)
-                    raise
-                os.write(2, f"sampan-runtime: {error}\n".encode())
+        except StageFailed:
+            self.kill(directory.container_id, _SIGKILL)
+            raise
 
 
 def _may_have(record: dict[str, Any], kind: str) -> bool:

@@ -25,7 +25,7 @@ import time
 
 from sampan.cgroup import open_group
 from sampan.errors import SampanError
-from sampan.linux import process
+from sampan.linux import mount, process
 from sampan.runtime.handler import Created
 from sampan.runtime.native import NativeHandler
 from sampan.runtime.state import StateDir, start_time
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 _TURNS = 10
 #: Seconds after which it is enough, since the first pod waits: a turn takes 5 ms, more where the machine is busy.
 _ENOUGH = 1.0
-#: Where the played pod has its files, for as long as it takes: in memory, as they are synced.
-_SCRATCH = "/dev/shm"
 
 # The allocator of CPython 3.11 to 3.13 (Objects/obmalloc.c): blocks of one size share a pool.
 _POOL = 16384
@@ -143,7 +141,7 @@ class _Player:
     def __init__(self, root: str) -> None:
         self._root = root
         self._real = NativeHandler(root)
-        self._pids: list[int] = []
+        self._player = os.getpid()
 
     def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created:  # noqa: ARG002
         """A process that waits at the fifos of a container."""
@@ -155,7 +153,7 @@ class _Player:
         report = os.open(directory.file("report.fifo"), os.O_RDWR | os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
-            _wait(begin, report)
+            _wait(begin, report, self._player)
         os.close(begin)
         os.close(report)
         record = {"id": container_id, "pid": pid, "start": start_time(pid), "cgroup": "", "systemd": False, "hooks": []}
@@ -183,31 +181,41 @@ class _Player:
         StateDir(self._root, container_id).remove()
 
 
-def _wait(begin: int, report: int) -> None:
-    """Be a container: wait to be started, then to be killed; for a minute at most."""
+def _wait(begin: int, report: int, player: int) -> None:
+    """Be a container: wait to be started, then to be killed; not longer than the player lives, nor than a minute."""
     try:
         _signal.set_wakeup_fd(-1)
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         _signal.alarm(60)
         poll = select.poll()
+        poll.register(process.pidfd_open(player), select.POLLIN)
         poll.register(begin, select.POLLIN)
         poll.poll()
         os.close(report)
-        _signal.pause()
+        poll.unregister(begin)
+        poll.poll()
     finally:
         os._exit(1)
 
 
 def _play() -> None:
-    """The life of a pod with one container."""
-    folder = f"{_SCRATCH}/sampan-{os.getpid()}-{os.urandom(8).hex()}"
-    os.mkdir(folder, 0o700)
+    """The life of a pod with one container.
+
+    Its files are on a file system in memory that is mounted nowhere and goes with its descriptor: who is killed while
+    it plays leaves nothing.
+    """
+    context = mount.fsopen("tmpfs")
+    try:
+        mount.fsconfig_create(context)
+        scratch = mount.fsmount(context)
+    finally:
+        os.close(context)
     process.prctl(process.PR_SET_CHILD_SUBREAPER, 1)
     try:
-        _Scene(folder).play()
+        _Scene(f"/proc/self/fd/{scratch}").play()
     finally:
         process.prctl(process.PR_SET_CHILD_SUBREAPER, 0)
-        _remove(folder)
+        os.close(scratch)
 
 
 class _Scene:
@@ -295,15 +303,3 @@ def _look_at_group() -> None:
         watch.close()
     except (OSError, SampanError):
         pass  # where the machine's own group, or a kind of groups, can't be watched
-
-
-def _remove(folder: str) -> None:
-    """Remove a folder with what is in it: files, and folders of files."""
-    with os.scandir(folder) as entries:
-        found = [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for path, is_folder in found:
-        if is_folder:
-            _remove(path)
-        else:
-            os.unlink(path)
-    os.rmdir(folder)
