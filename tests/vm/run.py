@@ -1,9 +1,8 @@
 """Runs the integration tests, and critest's AppArmor specs, in virtual machines with cgroup v2 alone and AppArmor on.
 
-Four kinds of boots: the tests under an init that does nothing, divided among as many machines as there are processors;
-the tests of the systemd driver under systemd; those of SELinux, which then takes AppArmor's place; critest. An emulated
-machine uses one processor, so that many run at a time. What their programs say is printed as it comes and kept under
-.work/vm.
+Boots of four kinds: the tests under an init that does nothing, a boot for each of PARTS; the tests of the systemd driver
+under systemd; those of SELinux, which then takes AppArmor's place; critest. An emulated machine uses one processor, so
+that as many run at a time as there are. What their programs say is printed as it comes and kept under .work/vm.
 """
 
 from __future__ import annotations
@@ -33,6 +32,16 @@ INTEGRATION = ROOT / "tests" / "integration"
 NOT_HERE: dict[str, str] = {
     "test_cri_fuzz.py": "generated requests, which no kernel sees; they would take the emulated processor an hour",
     "test_image_fuzz.py": "generated archives, likewise",
+}
+#: What is tested under an init that does nothing: a boot's name, and how the names of its files begin after "test_".
+PARTS: dict[str, tuple[str, ...]] = {
+    "pods": ("cri_", "engine_", "sampan_", "streaming_"),
+    "network": ("network_",),
+    "images": ("image_", "registry_", "storage_"),
+    "runtime": (
+        *("apparmor_", "cgroup_", "external_", "machine_", "runtime_", "runtimecli_", "seccomp_", "selinux_"),
+        *("shim_", "systemd_", "under_"),
+    ),
 }
 #: What is tested under systemd.
 SYSTEMD = [
@@ -71,19 +80,26 @@ StandardError=inherit
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make test-vm VM=...", description=__doc__)
-    parser.add_argument("--only", choices=("tests", "systemd", "selinux", "critest"), help="one of the four boots")
+    parser.add_argument("--only", choices=(*PARTS, "systemd", "selinux", "critest"), help="one of the boots")
     parser.add_argument("--timeout", type=float, default=3 * 3600, help="seconds for one boot")
     parser.add_argument("--shell", default="", help="one boot: run this command instead of tests")
     parser.add_argument("pytest", nargs="*", help="one boot: arguments for pytest instead of the whole list")
     return parser.parse_args()
 
 
-def tests() -> list[str]:
-    """The files of tests that run here."""
+def tests(part: str) -> list[str]:
+    """The files of tests of a part."""
     names = sorted(path.name for path in INTEGRATION.glob("test_*.py"))
     if unknown := NOT_HERE.keys() - set(names):
         raise SystemExit(f"no such tests: {', '.join(sorted(unknown))}")
-    return [f"tests/integration/{name}" for name in names if name not in NOT_HERE]
+    for name in names:
+        if sum(name.removeprefix("test_").startswith(begins) for begins in PARTS.values()) != 1:
+            raise SystemExit(f"{name} must be of one of the parts: {', '.join(PARTS)}")
+    return [
+        f"tests/integration/{name}"
+        for name in names
+        if name.removeprefix("test_").startswith(PARTS[part]) and name not in NOT_HERE
+    ]
 
 
 def pytest(arguments: list[str]) -> str:
@@ -170,19 +186,16 @@ def critest() -> list[Boot]:
     return [Boot("critest", shlex.join(command))]
 
 
-def boots(wanted: argparse.Namespace, parts: int) -> list[Boot]:
+def boots(wanted: argparse.Namespace) -> list[Boot]:
     """What the command line asks for; the longest first."""
     kind = wanted.only if wanted.only in ("systemd", "selinux") else ""
     if wanted.shell:
         return [Boot("shell", wanted.shell, kind)]
     if wanted.pytest:
         return [Boot("chosen", pytest(wanted.pytest), kind)]
-    found = []
-    if wanted.only in (None, "tests"):
-        for name, reason in NOT_HERE.items():
-            print(f"tests: not here: {name}: {reason}")
-        files = tests()
-        found += [Boot(f"tests-{part + 1}", pytest(files[part::parts])) for part in range(parts)]
+    for name, reason in NOT_HERE.items():
+        print(f"not here: {name}: {reason}")
+    found = [Boot(part, pytest(tests(part))) for part in PARTS if wanted.only in (None, part)]
     for kind, names in (("systemd", SYSTEMD), ("selinux", SELINUX)):
         if wanted.only in (None, kind):
             found.append(Boot(kind, pytest([f"tests/integration/{name}" for name in names]), kind))
@@ -195,7 +208,7 @@ def main() -> int:
     """Runs what the command line asks for; the number of boots that failed."""
     wanted = options()
     at_once = min(len(os.sched_getaffinity(0)), MOST_AT_ONCE)
-    chosen = boots(wanted, at_once)
+    chosen = boots(wanted)
     with ThreadPoolExecutor(at_once) as pool:
         statuses = list(pool.map(lambda boot: boot.run(wanted.timeout), chosen))
     for boot, status in zip(chosen, statuses, strict=True):

@@ -108,8 +108,14 @@ def read_exit(directory: str, container_id: str) -> Exit | None:
         raise Corrupt(f"{path} is not the record of an exit: {error}") from None
 
 
-def write_document(path: str, body: dict[str, Any]) -> None:
-    """Put a JSON object at ``path``: all of it or nothing, and on the disk."""
+def write_document(path: str, body: dict[str, Any], *, lasting: bool = True) -> None:
+    """Put a JSON object at ``path``: all of it or nothing, and on the disk.
+
+    Args:
+        path: Where.
+        body: The object.
+        lasting: It is to be there after a power failure too; if not, nobody waits for the disk.
+    """
     temporary = f"{path}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -117,13 +123,16 @@ def write_document(path: str, body: dict[str, Any]) -> None:
         left = memoryview(jsontext.dumps(body).encode())
         while left:
             left = left[os.write(fd, left) :]
-        os.fsync(fd)
+        if lasting:
+            os.fsync(fd)
         os.rename(temporary, path)
     except OSError:
         os.unlink(temporary)
         raise
     finally:
         os.close(fd)
+    if not lasting:
+        return
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)

@@ -145,9 +145,9 @@ class Monitor:
 
     def run(self) -> None:
         """Serve until told to shut down."""
-        write_document(
-            f"{self._directory}/{DOCUMENT_NAME}", {"pid": os.getpid(), "start_time": start_time(os.getpid())}
-        )
+        document = {"pid": os.getpid(), "start_time": start_time(os.getpid())}
+        # Not beyond a power failure, which no process survives.
+        write_document(f"{self._directory}/{DOCUMENT_NAME}", document, lasting=False)
         self._loop.run()
 
     @property
