@@ -1,8 +1,9 @@
 """Runs the integration tests, and critest's AppArmor specs, in virtual machines with cgroup v2 alone and AppArmor on.
 
-Boots of four kinds: the tests under an init that does nothing, a boot for each of PARTS; the tests of the systemd driver
-under systemd; those of SELinux, which then takes AppArmor's place; critest. An emulated machine uses one processor, so
-that as many run at a time as there are. What their programs say is printed as it comes and kept under .work/vm.
+Boots of four kinds: the tests under an init that does nothing, a boot for each of PARTS; the tests of the systemd
+driver under systemd; those of SELinux, which then takes AppArmor's place; critest. An emulated machine uses one
+processor, so that as many run at a time as there are. What their programs say is printed as it comes and kept under
+.work/vm.
 """
 
 from __future__ import annotations
