@@ -32,6 +32,7 @@ IMAGE = "registry.k8s.io/demo/busybox:1"
 SLEEP = ["sleep", "1000000"]
 
 STARTING = ("RunPodSandbox", "CreateContainer", "StartContainer")
+EXEC = "ExecSync /bin/true"
 ENDING = ("StopContainer", "StopPodSandbox", "RemoveContainer", "RemovePodSandbox")
 
 
@@ -47,16 +48,17 @@ class Contestant:
         self.logs = server.folder / "logs"
         self._number = 0
 
-    def life(self, times: dict[str, list[float]]) -> None:
+    def life(self, times: dict[str, list[float]], *, share_pids: bool = False) -> None:
         """One pod from RunPodSandbox to RemovePodSandbox; adds each call's milliseconds to ``times``."""
         self._number += 1
-        pod = pod_config(f"life{self._number}", self.logs)
+        pod = pod_config(f"life{self._number}", self.logs, share_pids=share_pids)
+        container = sleeper("one", share_pids=share_pids)
         clock = Clock(times)
         client = self.client
         pod_id = clock.time("RunPodSandbox", lambda: client.run_pod(pod))
-        container_id = clock.time("CreateContainer", lambda: client.create(pod_id, sleeper("one"), pod))
+        container_id = clock.time("CreateContainer", lambda: client.create(pod_id, container, pod))
         clock.time("StartContainer", lambda: client.start(container_id))
-        clock.time("ExecSync /bin/true", lambda: client.exec_sync(container_id, ["/bin/true"]))
+        clock.time(EXEC, lambda: client.exec_sync(container_id, ["/bin/true"]))
         clock.time("StopContainer", lambda: client.stop(container_id, 0))
         clock.time("StopPodSandbox", lambda: client.stop_pod(pod_id))
         clock.time("RemoveContainer", lambda: client.remove(container_id))
@@ -64,7 +66,7 @@ class Contestant:
 
     def start_pod(self, name: str) -> str:
         """A pod with one sleeping container."""
-        pod = pod_config(name, self.logs)
+        pod = pod_config(name, self.logs, share_pids=False)
         pod_id = self.client.run_pod(pod)
         self.client.start(self.client.create(pod_id, sleeper("one"), pod))
         return pod_id
@@ -110,9 +112,9 @@ class Clock:
         return result
 
 
-def sleeper(name: str) -> pb.ContainerConfig:
-    """A container that sleeps."""
-    return container_config(name, IMAGE, command=SLEEP)
+def sleeper(name: str, *, share_pids: bool = False) -> pb.ContainerConfig:
+    """A container that sleeps, with the namespaces that a kubelet gives it, unless its pod shares PIDs."""
+    return container_config(name, IMAGE, command=SLEEP, share_pids=share_pids)
 
 
 @contextmanager
@@ -175,21 +177,30 @@ def rows(options: Options) -> list[Row]:
 
 
 def _lives(servers: dict[str, Contestant], rounds: int) -> list[Row]:
-    """Every call's median; start and end summed as the budgets have them."""
+    """Every call's median; start and end summed as the budgets have them; then those of pods that share PIDs."""
+    middle = _medians_of_lives(servers, rounds, share_pids=False)
+    shared = _medians_of_lives(servers, rounds, share_pids=True)
+    quarter, third = Budget("containerd", 1 / 4), Budget("containerd", 1 / 3)
+    return [
+        *(_row(work, middle, (work,)) for work in (*STARTING, *ENDING)),
+        _row("= start a pod (first three)", middle, STARTING, quarter),
+        _row("= stop and remove it (other four)", middle, ENDING, third),
+        _row(EXEC, middle, (EXEC,), quarter),
+        _row("start a pod that shares PIDs", shared, STARTING, quarter),
+        _row("stop and remove it", shared, ENDING, third),
+        _row(f"{EXEC} in it", shared, (EXEC,), quarter),
+    ]
+
+
+def _medians_of_lives(servers: dict[str, Contestant], rounds: int, *, share_pids: bool) -> dict[str, dict[str, float]]:
     times: dict[str, dict[str, list[float]]] = {name: {} for name in servers}
-    for name, server in servers.items():
-        server.life({})
-        server.life(times[name])
-        times[name].clear()
+    for server in servers.values():
+        for _ in range(2):
+            server.life({}, share_pids=share_pids)
     for _ in range(rounds):
         for name, server in servers.items():
-            server.life(times[name])
-    middle = {name: medians(values) for name, values in times.items()}
-    found = [_row(work, middle, (work,)) for work in (*STARTING, *ENDING)]
-    found.append(_row("= start a pod (first three)", middle, STARTING, Budget("containerd", 1 / 4)))
-    found.append(_row("= stop and remove it (other four)", middle, ENDING, Budget("containerd", 1 / 3)))
-    found.append(_row("ExecSync /bin/true", middle, ("ExecSync /bin/true",), Budget("containerd", 1 / 4)))
-    return found
+            server.life(times[name], share_pids=share_pids)
+    return {name: medians(values) for name, values in times.items()}
 
 
 def _row(work: str, middle: dict[str, dict[str, float]], calls: tuple[str, ...], budget: Budget = Budget()) -> Row:  # noqa: B008

@@ -83,10 +83,18 @@ class CriClient:
         self.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
 
 
-def pod_config(name: str, logs: Path, ports: dict[int, int] | None = None) -> pb.PodSandboxConfig:
-    """A pod on the network, sharing network, IPC and PID namespaces; ``ports``: host port -> container port."""
+def namespaces(*, share_pids: bool = True) -> pb.NamespaceOption:
+    """Network and IPC are the pod's; so are PIDs, or each container has its own, as a kubelet has it by default."""
+    pids = pb.NamespaceMode.POD if share_pids else pb.NamespaceMode.CONTAINER
+    return pb.NamespaceOption(network=pb.NamespaceMode.POD, pid=pids, ipc=pb.NamespaceMode.POD)
+
+
+def pod_config(
+    name: str, logs: Path, ports: dict[int, int] | None = None, *, share_pids: bool = True
+) -> pb.PodSandboxConfig:
+    """A pod on the network; ``ports``: host port -> container port."""
     mappings = [pb.PortMapping(container_port=inner, host_port=outer) for outer, inner in (ports or {}).items()]
-    shared = pb.NamespaceOption(network=pb.NamespaceMode.POD, pid=pb.NamespaceMode.POD, ipc=pb.NamespaceMode.POD)
+    shared = namespaces(share_pids=share_pids)
     return pb.PodSandboxConfig(
         metadata=pb.PodSandboxMetadata(name=name, uid=f"uid-{name}", namespace="default", attempt=0),
         hostname=name,
@@ -103,9 +111,10 @@ def container_config(
     command: list[str] | None = None,
     environment: dict[str, str] | None = None,
     resources: pb.LinuxContainerResources | None = None,
+    share_pids: bool = True,
 ) -> pb.ContainerConfig:
     """A container whose log is ``<name>.log`` in the pod's log directory."""
-    shared = pb.NamespaceOption(network=pb.NamespaceMode.POD, pid=pb.NamespaceMode.POD, ipc=pb.NamespaceMode.POD)
+    shared = namespaces(share_pids=share_pids)
     return pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name=name, attempt=0),
         image=pb.ImageSpec(image=image),

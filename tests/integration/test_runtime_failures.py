@@ -21,6 +21,7 @@ from sampan.runtime.native import NativeHandler
 from sampan.runtime.options import Options
 from sampan.runtime.sandbox import create_sandbox, destroy_sandbox
 from sampan.shim import helper
+from sampan.shim.podns import PodNamespaces
 
 pytestmark = pytest.mark.root
 
@@ -157,6 +158,22 @@ def test_an_init_that_is_killed_takes_a_borrowed_helper_along_and_the_monitor_cl
     assert everything(box) == before
 
 
+@pytest.mark.skipif(not vfork.available(), reason="needs x86-64 and CPython before 3.14")
+@pytest.mark.parametrize("step", ["isolate child", "execute pause"])
+def test_a_pause_that_is_killed_takes_a_borrowed_helper_along_and_the_monitor_cleans_up(box: Box, step: str) -> None:
+    before = everything(box)
+    trace.hook = _KillAt(step)
+    with pytest.raises(Unavailable):
+        PodNamespaces(
+            str(box.directory / "ns"), ["network"], {"pause": True, "pause_cgroup": f"/sampan/{box.container_id}"}
+        )
+    trace.hook = None
+    while children() != before["children"]:
+        os.wait()
+    assert everything(box) == before
+    assert not (box.directory / "ns").exists()
+
+
 def test_a_failure_at_any_step_of_a_sandbox_leaves_nothing(box: Box) -> None:
     directory = str(box.directory / "ns")
     mapping = [{"containerID": 0, "hostID": 200000, "size": 65536}]
@@ -192,41 +209,61 @@ def test_a_failure_at_any_step_of_a_sandbox_leaves_nothing(box: Box) -> None:
         assert not os.path.exists(directory), name
 
 
-def test_a_failure_at_any_step_of_a_sandbox_made_in_a_helper_leaves_nothing(box: Box) -> None:
-    directory = str(box.directory / "ns")
+class _Helped:
+    """A pod's namespaces, made in a helper as a monitor has them made."""
 
-    def make() -> tuple[dict[str, Any], list[int]]:
-        trace.start()
-        create_sandbox(
-            directory,
-            ["network", "ipc", "uts"],
-            hostname="pod",
-            sysctls={"net.ipv4.ip_forward": "1"},
-            enter=True,
-        )
-        return {"steps": [name for _, name, _, _ in trace.take()]}, []
+    def __init__(self, box: Box, *, pause: bool) -> None:
+        self.directory = str(box.directory / "ns")
+        self._pause = pause
+        self._group = f"/sampan/{box.container_id}" if pause else ""
+        self._pause_pid = 0
 
-    def in_helper() -> list[str]:
+    def make(self) -> list[str]:
+        """Make them; the steps that it took."""
         others = children()
         try:
-            body, _ = helper.run(make)
+            body, _ = helper.run(self._work)
         finally:
             for pid in children() - others:
                 os.waitpid(pid, 0)  # the helper; its maker's event loop reaps it otherwise
+        self._pause_pid = body["pause"]
         steps: list[str] = body["steps"]
         return steps
 
+    def _work(self) -> tuple[dict[str, Any], list[int]]:
+        trace.start()
+        made = create_sandbox(
+            self.directory,
+            ["network", "ipc", "uts"],
+            hostname="pod",
+            sysctls={"net.ipv4.ip_forward": "1"},
+            pause=self._pause,
+            pause_cgroup=self._group,
+            enter=True,
+        )
+        return {"steps": [name for _, name, _, _ in trace.take()], "pause": made.pause_pid}, []
+
+    def end(self) -> None:
+        destroy_sandbox(self.directory, pause_pid=self._pause_pid, pause_cgroup=self._group)
+
+
+@pytest.mark.parametrize("pause", [False, True])
+def test_a_failure_at_any_step_of_a_sandbox_made_in_a_helper_leaves_nothing(box: Box, pause: bool) -> None:
+    helped = _Helped(box, pause=pause)
+    directory = helped.directory
     own = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "ipc", "uts")}
-    steps = in_helper()
+    before = everything(box)
+    steps = helped.make()
     for kind, mine in own.items():
         assert os.readlink(f"/proc/self/ns/{kind}") == mine
         assert f"{kind}:[{os.stat(f'{directory}/{kind}').st_ino}]" != mine
-    destroy_sandbox(directory)
-    before = everything(box)
+    helped.end()
+    assert everything(box) == before
+    assert ("execute pause" in steps) is pause
     for name in dict.fromkeys(steps[: steps.index("sandbox is made")]):
         trace.hook = FailAt(name)
         with pytest.raises(StageFailed, match="injected"):
-            in_helper()
+            helped.make()
         trace.hook = None
         assert everything(box) == before, name
         assert not os.path.exists(directory), name

@@ -92,7 +92,8 @@ def spawn_inside(files: list[int], program: Program, child: Callable[[], Image |
     Returns:
         Its pid, 0 without one; and why its program could not be executed, if so.
     """
-    return _lend("exec", program, lambda: vfork.spawn_inside(files, child))
+    program.borrowing = True
+    return _lend("exec", lambda: vfork.spawn_inside(files, child))
 
 
 def spawn(flags: int, who: str, program: Program, child: Callable[[], Image | None]) -> tuple[int, OSError | None]:
@@ -107,14 +108,24 @@ def spawn(flags: int, who: str, program: Program, child: Callable[[], Image | No
     Returns:
         Its pid, and why its program could not be executed, if so: it is to be reaped then.
     """
-    return _lend(who, program, lambda: vfork.spawn(flags, child))
+    program.borrowing = True
+    return lend(who, flags, child)
 
 
-def _lend(who: str, program: Program, make: Callable[[], tuple[int, int]]) -> tuple[int, OSError | None]:
+def available() -> bool:
+    """Whether this machine and this interpreter allow it."""
+    return vfork.available()
+
+
+def lend(who: str, flags: int, child: Callable[[], Image | None]) -> tuple[int, OSError | None]:
+    """As :func:`spawn`, for another program than a container's."""
+    return _lend(who, lambda: vfork.spawn(flags, child))
+
+
+def _lend(who: str, make: Callable[[], tuple[int, int]]) -> tuple[int, OSError | None]:
     imports = [*sys.meta_path], [*sys.path_hooks], [*sys.path], dict(sys.path_importer_cache)
     dumpable = prctl(PR_GET_DUMPABLE)
     before = trace.lend(who)
-    program.borrowing = True
     try:
         pid, number = make()
     finally:

@@ -32,9 +32,10 @@ from sampan.linux.process import (
     prctl,
 )
 from sampan.linux.syscall import fail, libc
+from sampan.linux.vfork import Image
+from sampan.runtime import borrow, stage2, sysctl, trace, users
 from sampan.runtime import channel as talk
 from sampan.runtime import pause as pause_program
-from sampan.runtime import stage2, sysctl, trace, users
 from sampan.runtime.channel import Channel
 from sampan.runtime.rootfs import make_filesystem
 from sampan.spec import sysctl_names
@@ -99,7 +100,8 @@ def create_sandbox(
         pause_cgroup: Its cgroup, made where missing; empty for the caller's.
         pause_resources: Limits of that cgroup, ``linux.resources``.
         systemd: ``pause_cgroup`` is "slice:prefix:name".
-        enter: The caller is a process that ends after this: it may enter the namespaces itself, which saves a fork.
+        enter: The caller is a process that ends after this: it may enter the namespaces itself, and lend its memory to
+            the pause process, which saves a fork.
 
     Raises:
         InvalidInput: An unknown type, or a parameter of a namespace that is not the pod's.
@@ -116,7 +118,11 @@ def create_sandbox(
         if pause and pause_cgroup:
             making.prepare_cgroup(pause_cgroup, pause_resources or {}, systemd=systemd)
         # A user namespace needs somebody outside who writes its mappings, and a PID namespace its first process.
-        return making.run_here() if enter and not wanted & {"user", "pid"} else making.run()
+        if not enter or "user" in wanted:
+            return making.run()
+        if "pid" not in wanted:
+            return making.run_here()
+        return making.run_lending() if borrow.available() else making.run()
     except BaseException as error:
         stage, path = trace.stage, trace.path
         making.undo()
@@ -217,6 +223,42 @@ class _Making:
             flags |= ns.KINDS[kind][0]
         ns.unshare(flags)
         self._set_up_inside()
+        return self._pin_all()
+
+    def run_lending(self) -> Sandbox:
+        """As :meth:`run`, the pause process being made in this one's memory: nobody else can reach it before it is
+        there, as its PID namespace is new.
+        """
+        trace.step("make directory", self.directory)
+        os.makedirs(self.directory, 0o711, exist_ok=True)
+        program = pause_program.program()
+        failures: list[BaseException] = []
+
+        def become_pause() -> Image | None:
+            try:
+                self._isolate()
+                self._set_up_inside()
+                self._prepare_pause()
+                return Image(program, ["/pause"], [])
+            except BaseException as error:  # noqa: BLE001 -- the maker raises it
+                failures.append(error)
+                return None
+
+        flags = ns.CLONE_NEWNS
+        for kind in self.wanted:
+            flags |= ns.KINDS[kind][0]
+        trace.step("clone sandbox")
+        self._pid, failure = borrow.lend("sandbox", flags, become_pause)
+        for error in (*failures, failure):
+            if error is not None:
+                raise error
+        self._pidfd = pidfd_open(self._pid)
+        sandbox = self._pin_all()
+        sandbox.pause_pid, sandbox.pidfd = self._pid, self._pidfd
+        self._pidfd = -1
+        return sandbox
+
+    def _pin_all(self) -> Sandbox:
         sandbox = Sandbox()
         for kind in self.wanted:
             sandbox.paths[kind] = self._pin(kind)
@@ -306,11 +348,15 @@ class _Making:
         finally:
             os._exit(0)
 
-    def _set_up(self, channel: Channel) -> None:
+    @staticmethod
+    def _isolate() -> None:
         trace.step("isolate child")
         prctl(PR_SET_DUMPABLE, 0)
         prctl(PR_SET_PDEATHSIG, 9)
         os.setsid()
+
+    def _set_up(self, channel: Channel) -> None:
+        self._isolate()
         if "user" in self.wanted:
             channel.ask(talk.MAP)
         if "user" in self.wanted:
@@ -339,6 +385,11 @@ class _Making:
 
     def _become_pause(self, channel: Channel) -> None:
         program = pause_program.program()
+        self._prepare_pause()
+        channel.send(talk.READY)
+        stage2.execute(program, ["/pause"], [])
+
+    def _prepare_pause(self) -> None:
         if self._joiner is not None:
             trace.step("join cgroup")
             self._joiner.join()
@@ -361,9 +412,7 @@ class _Making:
         self._drop_rights()
         # Before the program does it itself: until then process 1 would not be sent them at all.
         _signal.pthread_sigmask(_signal.SIG_SETMASK, [_signal.SIGINT, _signal.SIGTERM])
-        channel.send(talk.READY)
         prctl(PR_SET_PDEATHSIG, 0)
-        stage2.execute(program, ["/pause"], [])
 
     def _drop_rights(self) -> None:
         capabilities.limit_bounding(0)

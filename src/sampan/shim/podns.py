@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sampan.errors import Unavailable
 from sampan.shim import helper
 
 TYPE_CHECKING = False
@@ -31,7 +32,12 @@ class PodNamespaces:
             made = create_sandbox(directory, kinds, enter=True, **options)
             return {"pause_pid": made.pause_pid, "paths": made.paths}, []
 
-        body, _ = helper.run(make)
+        try:
+            body, _ = helper.run(make)
+        except Unavailable:
+            # The fork was killed half-way, and could take nothing back.
+            self._destroy(0)
+            raise
         self.pause_pid: int = body["pause_pid"]
         self.paths: dict[str, str] = body["paths"]
 
@@ -41,11 +47,14 @@ class PodNamespaces:
 
     def destroy(self) -> None:
         """End the pause process and let go of the namespaces; they go with the last container in them."""
+        self._destroy(0 if self.pause_ended else self.pause_pid)
+
+    def _destroy(self, pause_pid: int) -> None:
         from sampan.runtime.sandbox import destroy_sandbox
 
         destroy_sandbox(
             self.directory,
-            pause_pid=0 if self.pause_ended else self.pause_pid,
+            pause_pid=pause_pid,
             pause_cgroup=str(self._options.get("pause_cgroup", "")),
             systemd=self._options.get("systemd") is True,
         )
