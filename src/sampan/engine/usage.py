@@ -5,6 +5,7 @@ they tell is a reading, which equals the former one as long as nothing has chang
 told again with another time. One container by itself is looked at in full.
 """
 
+import errno
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +13,7 @@ from sampan.cgroup import open_group
 from sampan.engine.interfaces import interfaces
 from sampan.engine.model import ContainerRecord, PodRecord
 from sampan.engine.stats import ContainerStats, InterfaceStats, PodStats
-from sampan.errors import NotFound
+from sampan.errors import NotFound, StageFailed
 
 if TYPE_CHECKING:
     from sampan.cgroup.usage import Usage
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: States in which a container has a cgroup.
 _ALIVE = ("running", "created")
+#: Why a group can't be read although it may be there.
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class ContainerReading(NamedTuple):
@@ -90,6 +93,9 @@ def read_containers(
         records: Which.
         fresh: As they are now; otherwise it may be a second ago.
         full: Have their layers measured now.
+
+    Raises:
+        StageFailed: There are no descriptors, or no memory, to read with: nothing is known of any.
     """
     timestamp, said = engine.readings.take([r.cgroup_path for r in records if r.state in _ALIVE], fresh=fresh)
     answers = iter(said)
@@ -97,6 +103,8 @@ def read_containers(
     for record in records:
         answer = next(answers) if record.state in _ALIVE else None
         if isinstance(answer, OSError):
+            if answer.errno in _SHORTAGES:
+                raise StageFailed("read cgroup", answer, path=record.cgroup_path)
             continue
         usage, nano_cores = (answer.usage, answer.nano_cores) if answer else (None, None)
         found.append(ContainerReading(record, usage, nano_cores, _disk(engine, record, now=full)))

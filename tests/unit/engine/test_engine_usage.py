@@ -1,9 +1,16 @@
 """Figures of a pod: the sums of its containers', and its interfaces'."""
 
+import errno
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
 from sampan.engine.interfaces import _parse_net_dev
-from sampan.engine.model import Metadata, PodRecord, PodSpec
+from sampan.engine.model import ContainerRecord, ContainerSpec, Metadata, PodRecord, PodSpec
 from sampan.engine.stats import ContainerStats, InterfaceStats
-from sampan.engine.usage import PodReading, pod_stats
+from sampan.engine.usage import PodReading, pod_stats, read_containers
+from sampan.errors import StageFailed
 
 _TABLE = b"""Inter-|   Receive                    |  Transmit
  face |bytes    packets errs drop fifo frame compressed multicast|bytes and so on
@@ -35,3 +42,16 @@ def test_a_pod_uses_what_its_containers_use() -> None:
 def test_a_pod_without_containers_uses_nothing() -> None:
     stats = pod_stats(7, PodReading(_POD, (), (), {}), ())
     assert (stats.cpu_usage_ns, stats.cpu_nano_cores, stats.memory_usage, stats.pids) == (0, None, 0, 0)
+
+
+def test_what_has_just_ended_is_passed_over_and_what_cannot_be_read_is_told() -> None:
+    container = ContainerSpec(metadata=Metadata("one"), image="")
+    record = ContainerRecord(id="one", pod_id="pod", spec=container, created_at=0, state="running", cgroup_path="/g")
+
+    def said(number: int) -> Any:
+        return SimpleNamespace(readings=SimpleNamespace(take=lambda *_, **__: (7, [OSError(number, "so")])))
+
+    for gone in (errno.ENOENT, errno.ENODEV):
+        assert read_containers(said(gone), [record]) == (7, [])
+    with pytest.raises(StageFailed, match="/g"):
+        read_containers(said(errno.EMFILE), [record])
