@@ -152,6 +152,18 @@ LOWER = archive(
         ([member("opt/sub/c", b"2"), member("opt/sub/.wh.b")], {"opt/sub/c": "f644 2", "opt/sub/b": None}),
         ([member("lib/so", b"2")], {"usr/lib/so": "f644 2"}),
         ([member("absolute/lib/so", b"2")], {"usr/lib/so": "f644 2"}),
+        # What goes through a symlink stays where that led, whatever takes its place later.
+        ([member("lib/so", b"2"), member("lib", b"3")], {"usr/lib/so": "f644 2", "lib": "f644 3"}),
+        ([member("lib/so", b"2"), member("lib/", type=DIRECTORY)], {"usr/lib/so": "f644 2", "lib": "d755"}),
+        ([member("lib/d/", type=DIRECTORY), member("lib", type=SYMLINK, linkname="lib")],
+         {"usr/lib/d": "d755", "lib": "l777 lib"}),
+        ([member(".wh.file"), member(".wh.lib"), member("lib", type=SYMLINK, linkname="file"), member("lib/so", b"2")],
+         {"lib": "l777 file", "file": "d755", "file/so": "f644 2"}),
+        # A directory's attributes go with it: neither a namesake behind a symlink nor a later one gets them.
+        ([member("n/sub/", type=DIRECTORY, mode=0o700), member("n", type=SYMLINK, linkname="opt")], {"n": "l777 opt"}),
+        ([member("n/sub/", type=DIRECTORY, mode=0o700), member("n", b"2"), member("n/", type=DIRECTORY),
+          member("n/sub/x", b"2")],
+         {"n": "d755", "n/sub": "d755", "n/sub/x": "f644 2"}),
         ([member("opt/link", type=HARD_LINK, linkname="etc/keep")], {"opt/link": "f644 1"}),
         ([member("file/", type=DIRECTORY)], {"file": "d755"}),
         ([member("opt", b"2")], {"opt": "f644 2", "opt/a": None, "opt/sub": None, "opt/sub/b": None}),

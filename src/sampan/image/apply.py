@@ -25,7 +25,7 @@ import stat
 from sampan.errors import Corrupt, Exhausted, SampanError, StageFailed
 from sampan.image import tar
 from sampan.image.acl import acl_from_text
-from sampan.image.folders import KNOWN, Folders, clean, join
+from sampan.image.folders import KNOWN, Folders, clean, find_again, join
 from sampan.image.tar import Entry, Held, Limits, Reader, show
 from sampan.linux import tree
 from sampan.linux.resolve import make_dirs
@@ -53,17 +53,20 @@ class Applied:
     Attributes:
         opaque: Directories that hide their parents' contents. These and all other paths are without symlinks.
         implied: Directories that were made because something lies in them, without an entry of their own.
+        presumed: Those, and the ones that got an entry later or are gone again. If one is a symlink in the parents,
+            what was put into it belongs where that leads.
         bytes: Disk space of the files.
         inodes: How many files, directories and others there are.
         entries: How many entries the archive had.
         whiteouts: Paths of files that are hidden.
     """
 
-    __slots__ = ("bytes", "entries", "implied", "inodes", "opaque", "whiteouts")
+    __slots__ = ("bytes", "entries", "implied", "inodes", "opaque", "presumed", "whiteouts")
 
     def __init__(self) -> None:
         self.opaque: set[bytes] = set()
         self.implied: set[bytes] = {b""}
+        self.presumed: set[bytes] = set()
         self.whiteouts: set[bytes] = set()
         self.bytes = 0
         self.inodes = 1
@@ -319,7 +322,9 @@ class Applier:
         above = b""
         for part in folder.split(b"/"):
             path = self._tree.path(above, part)
-            if path in self.result.whiteouts and self._remove(above, part):
+            # The layer may have put something of its own in its place since.
+            if path in self.result.whiteouts and _is_whiteout(os.lstat(part, dir_fd=self._tree.open(above))):
+                self._remove(above, part)
                 self.result.whiteouts.discard(path)
                 self.result.opaque.add(path)
                 self._anew.add(path)
@@ -350,8 +355,10 @@ class Applier:
                 os.close(make_dirs(self._root, os.fsdecode(path)))
             self.result.inodes += 1
             made = self._tree.path(above, part)
+            self._directories.pop(made, None)  # it was about one that is gone
             if made not in self._anew:
                 self.result.implied.add(made)
+                self.result.presumed.add(made)
 
     # ---------------------------------------------------------------- replacing and deleting
 
@@ -444,10 +451,8 @@ class Applier:
     def _finish_directories(self) -> None:
         """Set modes and times of directories, now that nothing more changes them; the innermost first."""
         for name, entry in sorted(self._directories.items(), reverse=True):
-            folder, _, base = name.rpartition(b"/")
-            try:
-                fd = os.open(base or b".", _DIRECTORY, dir_fd=self._tree.open(folder))
-            except (FileNotFoundError, NotADirectoryError):
+            fd = find_again(self._root, name)
+            if fd < 0:
                 continue  # replaced by something else later in the archive
             try:
                 os.fchown(fd, entry.uid, entry.gid)

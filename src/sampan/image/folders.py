@@ -5,12 +5,19 @@ On the import diet.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import OrderedDict
 
 from sampan.errors import Corrupt, Exhausted
 from sampan.image.tar import show
-from sampan.linux.resolve import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
+from sampan.linux.resolve import (
+    RESOLVE_BENEATH,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    openat2,
+)
 
 #: Names that are remembered at a time, here and by whoever remembers some of these.
 KNOWN = 4096
@@ -89,6 +96,23 @@ class Folders:
         self._real.clear()
         while self.opened:
             os.close(self.opened.popitem()[1])
+
+
+def find_again(root: int, directory: bytes) -> int:
+    """A directory of a tree, by its path without symlinks, or -1 if it has been replaced since it was told."""
+    try:
+        return openat2(
+            root,
+            os.fsdecode(directory) or ".",
+            os.O_RDONLY | os.O_DIRECTORY,
+            resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return -1
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return -1
+        raise
 
 
 def join(folder: bytes, base: bytes) -> bytes:

@@ -98,18 +98,19 @@ def confine(root: int) -> None:
 
 
 def _write_lists(fd: int, applied: Applied) -> None:
-    for mark, names in ((b"o", applied.opaque), (b"i", applied.implied), (b"w", applied.whiteouts)):
+    lists = {b"o": applied.opaque, b"i": applied.implied, b"p": applied.presumed, b"w": applied.whiteouts}
+    for mark, names in lists.items():
         data = memoryview(b"".join(mark + name + b"\0" for name in sorted(names)))
         while data:
             data = data[os.write(fd, data) :]
 
 
-def read_lists(fd: int) -> tuple[list[bytes], list[bytes], list[bytes]]:
-    """What :func:`main` wrote: opaque directories, implied directories, whiteouts."""
+def read_lists(fd: int) -> tuple[list[bytes], list[bytes], list[bytes], list[bytes]]:
+    """What :func:`main` wrote: opaque directories, implied and presumed ones, whiteouts."""
     data = b""
     while piece := os.pread(fd, 1 << 20, len(data)):
         data += piece
-    lists: dict[bytes, list[bytes]] = {b"o": [], b"i": [], b"w": []}
+    lists: dict[bytes, list[bytes]] = {b"o": [], b"i": [], b"p": [], b"w": []}
     for line in data.split(b"\0")[:-1]:
         lists[line[:1]].append(line[1:])
-    return lists[b"o"], lists[b"i"], lists[b"w"]
+    return lists[b"o"], lists[b"i"], lists[b"p"], lists[b"w"]

@@ -5,12 +5,12 @@ An archive may put ``usr/bin/x`` into a layer without a word on ``usr``. Overlay
 elsewhere altogether: then the layer must be applied again, on a mount (:class:`~sampan.image.apply.NeedsParent`).
 """
 
-import errno
 import os
 import stat
 from collections.abc import Collection, Sequence
 
 from sampan.image.apply import NeedsParent
+from sampan.image.folders import find_again
 from sampan.image.tar import show
 from sampan.linux.resolve import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
@@ -24,7 +24,7 @@ def set_opaque(layer: str, directories: Collection[bytes], *, userxattr: bool) -
     root = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for directory in directories:
-            fd = _open(root, directory)
+            fd = find_again(root, directory)
             if fd >= 0:
                 try:
                     os.setxattr(fd, name, b"y")
@@ -32,6 +32,29 @@ def set_opaque(layer: str, directories: Collection[bytes], *, userxattr: bool) -
                     os.close(fd)
     finally:
         os.close(root)
+
+
+def refuse_symlinks(presumed: Collection[bytes], parents: Sequence[str]) -> None:
+    """See that no parent has a symlink where the layer took a directory for granted.
+
+    Whether the layer lists, hides or replaces that directory afterwards is of no account: what it had put there belongs
+    where the symlink leads. (Had the layer hidden the symlink before, all would be well; that isn't told apart.)
+
+    Args:
+        presumed: Paths of those directories.
+        parents: The parents' directories, nearest first.
+
+    Raises:
+        NeedsParent: One of them is a symlink in the parents, or lies behind one.
+    """
+    roots = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in parents]
+    lower = _Lower(roots, ())
+    try:
+        for directory in presumed:
+            lower.holders(_parts(directory))
+    finally:
+        for root in roots:
+            os.close(root)
 
 
 def adopt_attributes(layer: str, implied: Collection[bytes], opaque: Collection[bytes], parents: Sequence[str]) -> None:
@@ -52,7 +75,7 @@ def adopt_attributes(layer: str, implied: Collection[bytes], opaque: Collection[
     lower = _Lower(roots[1:], opaque)
     try:
         for directory in sorted(implied):
-            fd = _open(roots[0], directory)
+            fd = find_again(roots[0], directory)
             if fd < 0:
                 continue  # replaced by something else later in the archive
             try:
@@ -82,7 +105,7 @@ def drop_idle_whiteouts(
     try:
         for whiteout in whiteouts:
             folder, _, name = whiteout.rpartition(b"/")
-            fd = _open(roots[0], folder)
+            fd = find_again(roots[0], folder)
             if fd < 0:
                 continue
             try:
@@ -107,23 +130,6 @@ def _is_whiteout(folder: int, name: bytes) -> bool:
 
 def _parts(directory: bytes) -> list[str]:
     return os.fsdecode(directory).split("/") if directory else []
-
-
-def _open(root: int, directory: bytes) -> int:
-    """A directory of a layer, by its path without symlinks, or -1 if it has been replaced since it was told."""
-    try:
-        return openat2(
-            root,
-            os.fsdecode(directory) or ".",
-            os.O_RDONLY | os.O_DIRECTORY,
-            resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
-        )
-    except (FileNotFoundError, NotADirectoryError):
-        return -1
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return -1
-        raise
 
 
 class _Lower:

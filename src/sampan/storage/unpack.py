@@ -28,7 +28,7 @@ from sampan.spec.image import (
     decode_manifest,
     select_platform,
 )
-from sampan.storage.chain import adopt_attributes, drop_idle_whiteouts, set_opaque
+from sampan.storage.chain import adopt_attributes, drop_idle_whiteouts, refuse_symlinks, set_opaque
 from sampan.storage.ingest import Writer
 from sampan.storage.mount import detached
 from sampan.storage.snapshots.base import Stage
@@ -110,8 +110,8 @@ class _Job:
             self.close(store)
             raise
 
-    def wait(self) -> tuple[dict[str, object], list[bytes], list[bytes], list[bytes]]:
-        """The worker's result, opaque and implied directories, whiteouts."""
+    def wait(self) -> tuple[dict[str, object], list[bytes], list[bytes], list[bytes], list[bytes]]:
+        """The worker's result, opaque, implied and presumed directories, whiteouts."""
         assert self._worker is not None
         result = self._worker.result()
         if not isinstance(result, dict):
@@ -269,10 +269,11 @@ class Unpacker:
             self._start_ahead(number)
             job = self._jobs[number]
             outcome = job.wait()
-        result, opaque, implied, whiteouts = outcome
+        result, opaque, implied, presumed, whiteouts = outcome
         self._check(number, result)
         stage = job.stage
         assert stage is not None
+        refuse_symlinks(presumed, parents)
         drop_idle_whiteouts(stage.files, whiteouts, opaque, parents)
         adopt_attributes(stage.files, implied, opaque, parents)
         set_opaque(stage.files, opaque, userxattr=getattr(self._store.snapshots, "userxattr", False))
