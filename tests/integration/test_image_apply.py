@@ -103,7 +103,7 @@ def test_kinds_and_attributes(store: Store, tmp_path: Path) -> None:
             member("bin/again", type=HARD_LINK, linkname="bin/su"),
             member("link", type=SYMLINK, linkname="/bin/su", uid=7),
             member("null", type=tarfile.CHRTYPE, devmajor=1, devminor=3, mode=0o666),
-            member("pipe", type=tarfile.FIFOTYPE),
+            member("pipe", type=tarfile.FIFOTYPE, mode=0o6711, uid=5, gid=6),
             member("old", b"", pax_headers={"mtime": "-12.25", "SCHILY.xattr.user.note": "hello"}),
             member("cap", b"", pax_headers={"SCHILY.xattr.security.selinux": "x"}),
         ),
@@ -117,7 +117,9 @@ def test_kinds_and_attributes(store: Store, tmp_path: Path) -> None:
         assert (stat.S_IMODE(bin_.st_mode), bin_.st_gid, bin_.st_mtime) == (0o2775, 20, 1_500_000_000)
         assert (root / "link").lstat().st_uid == 7
         assert (root / "null").stat().st_rdev == os.makedev(1, 3)
-        assert stat.S_ISFIFO((root / "pipe").stat().st_mode)
+        pipe = (root / "pipe").stat()
+        assert (pipe.st_mode, pipe.st_uid, pipe.st_gid) == (stat.S_IFIFO | 0o6711, 5, 6)
+        assert pipe.st_mtime == 1_500_000_000
         assert (root / "old").stat().st_mtime_ns == -12_250_000_000
         assert os.getxattr(root / "old", "user.note") == b"hello"
         assert os.listxattr(root / "cap") == []

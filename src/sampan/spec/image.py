@@ -206,7 +206,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
 
     schema_version: int
     config: Descriptor
-    layers: _Listed[tuple[Descriptor, ...]] = ()
+    # Written even if there are none, as the specification has it: only a constant default is left out.
+    layers: _Listed[tuple[Descriptor, ...]] = msgspec.field(default_factory=lambda: ())
     media_type: str = ""
     artifact_type: str = ""
     subject: Descriptor | None = None
@@ -220,7 +221,7 @@ class Index(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     """An image index (image-index.md), or Docker's manifest list."""
 
     schema_version: int
-    manifests: _Listed[tuple[Descriptor, ...]] = ()
+    manifests: _Listed[tuple[Descriptor, ...]] = msgspec.field(default_factory=lambda: ())
     media_type: str = ""
     artifact_type: str = ""
     subject: Descriptor | None = None

@@ -68,6 +68,12 @@ def test_any_bytes_give_a_document_or_one_of_our_errors(data: bytes) -> None:
             pass
 
 
+def test_lists_that_a_document_must_have_are_written_empty() -> None:
+    manifest = json.loads(image.encode(Manifest(schema_version=2, config=Descriptor(media_type="x", digest=D, size=0))))
+    assert (manifest["layers"], "annotations" in manifest) == ([], False)
+    assert json.loads(image.encode(Index(schema_version=2))) == {"schemaVersion": 2, "manifests": []}
+
+
 def test_null_lists_of_old_builders_are_read() -> None:
     config = image.decode_config(
         json.dumps(
@@ -162,4 +168,5 @@ def test_encoding_keeps_the_documents_names() -> None:
     assert json.loads(image.encode(manifest)) == {
         "schemaVersion": 2,
         "config": {"mediaType": image.MT_OCI_CONFIG, "digest": image.digest_of(b"{}"), "size": 2},
+        "layers": [],
     }
