@@ -1,6 +1,7 @@
 """The rehearsal of a zygote: it is played to its end, and nothing of it stays."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -49,8 +50,8 @@ PLACES = ("/dev/shm", "/run", "/tmp")
 
 
 def files() -> set[str]:
-    """What is ours there; others may be at it beside us."""
-    return {f"{place}/{name}" for place in PLACES for name in os.listdir(place) if "sampan" in name}
+    """What a player leaves there, by the process's number; others may be at it beside us."""
+    return {f"{place}/{name}" for place in PLACES for name in os.listdir(place) if re.match(r"sampan-\d+-", name)}
 
 
 def test_a_played_pod_runs_what_a_real_one_does_and_leaves_nothing() -> None:

@@ -73,14 +73,15 @@ def container_usage(engine: "Engine", record: ContainerRecord) -> ContainerStats
 
     Raises:
         NotFound: It has just ended.
+        StageFailed: See :func:`read_containers`.
     """
     timestamp, readings = read_containers(engine, [record], fresh=True, full=True)
     try:
-        if not readings:
-            raise FileNotFoundError
-        return _in_full(engine, timestamp, readings[0])
-    except FileNotFoundError:
-        raise NotFound(f"container {record.id[:12]} has just ended") from None
+        if readings:
+            return _in_full(engine, timestamp, readings[0])
+    except OSError as error:
+        _pass_over(error, record)
+    raise NotFound(f"container {record.id[:12]} has just ended")
 
 
 def read_containers(
@@ -103,8 +104,7 @@ def read_containers(
     for record in records:
         answer = next(answers) if record.state in _ALIVE else None
         if isinstance(answer, OSError):
-            if answer.errno in _SHORTAGES:
-                raise StageFailed("read cgroup", answer, path=record.cgroup_path)
+            _pass_over(answer, record)
             continue
         usage, nano_cores = (answer.usage, answer.nano_cores) if answer else (None, None)
         found.append(ContainerReading(record, usage, nano_cores, _disk(engine, record, now=full)))
@@ -138,10 +138,16 @@ def pods_in_full(engine: "Engine", pods: Sequence[PodRecord]) -> Iterator[PodUsa
         for each in reading.containers:
             try:
                 found[each.id] = _in_full(engine, timestamp, each)
-            except OSError:
-                continue
+            except OSError as error:
+                _pass_over(error, each.record)
         records = {each.id: each.record for each in reading.containers if each.id in found}
         yield PodUsage(reading.pod, pod_stats(timestamp, reading, tuple(found.values())), records)
+
+
+def _pass_over(error: OSError, record: ContainerRecord) -> None:
+    """Nothing for a container that has just ended, which is mostly why it can't be read."""
+    if error.errno in _SHORTAGES:
+        raise StageFailed("read cgroup", error, path=record.cgroup_path) from error
 
 
 def container_stats(engine: "Engine", timestamp: int, reading: ContainerReading, **more: Any) -> ContainerStats:

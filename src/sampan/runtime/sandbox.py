@@ -226,8 +226,8 @@ class _Making:
         return self._pin_all()
 
     def run_lending(self) -> Sandbox:
-        """As :meth:`run`, the pause process being made in this one's memory: nobody else can reach it before it is
-        there, as its PID namespace is new.
+        """As :meth:`run`, the pause process being made in this one's memory: its PID namespace is new, so that nobody
+        in the pod can reach it before it is there. Who ends it from outside ends this process too.
         """
         trace.step("make directory", self.directory)
         os.makedirs(self.directory, 0o711, exist_ok=True)
@@ -392,7 +392,7 @@ class _Making:
     def _prepare_pause(self) -> None:
         if self._joiner is not None:
             trace.step("join cgroup")
-            self._joiner.join()
+            self._joiner.enter()  # its maker closes it, in whose memory this may be
         trace.step("enter empty root")
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for number in range(3):

@@ -16,7 +16,8 @@ class PodNamespaces:
     Args:
         directory: Where they are pinned.
         kinds: OCI types of those to make.
-        options: The other arguments of :func:`sampan.runtime.sandbox.create_sandbox`.
+        options: The other arguments of :func:`sampan.runtime.sandbox.create_sandbox`. A pause process wants a cgroup
+            of its own: by that it is found if who makes it is killed.
     """
 
     __slots__ = ("_options", "directory", "paths", "pause_ended", "pause_pid")
