@@ -31,6 +31,9 @@ _KEPT = (
 )
 
 
+#: Mark in the file of lists -> attribute of :class:`~sampan.image.apply.Applied`.
+_LISTS = {b"o": "opaque", b"i": "implied", b"p": "presumed", b"w": "whiteouts"}
+
 #: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX of mallopt(3).
 _MALLOC = ((-1, 64 << 20), (-3, 32 << 20), (-8, 1))
 
@@ -98,19 +101,21 @@ def confine(root: int) -> None:
 
 
 def _write_lists(fd: int, applied: Applied) -> None:
-    lists = {b"o": applied.opaque, b"i": applied.implied, b"p": applied.presumed, b"w": applied.whiteouts}
-    for mark, names in lists.items():
-        data = memoryview(b"".join(mark + name + b"\0" for name in sorted(names)))
+    for mark, attribute in _LISTS.items():
+        data = memoryview(b"".join(mark + name + b"\0" for name in sorted(getattr(applied, attribute))))
         while data:
             data = data[os.write(fd, data) :]
 
 
-def read_lists(fd: int) -> tuple[list[bytes], list[bytes], list[bytes], list[bytes]]:
-    """What :func:`main` wrote: opaque directories, implied and presumed ones, whiteouts."""
+def read_lists(fd: int) -> Applied:
+    """What :func:`main` wrote: the lists; the figures are in its result."""
     data = b""
     while piece := os.pread(fd, 1 << 20, len(data)):
         data += piece
-    lists: dict[bytes, list[bytes]] = {b"o": [], b"i": [], b"p": [], b"w": []}
+    lists: dict[bytes, set[bytes]] = {mark: set() for mark in _LISTS}
     for line in data.split(b"\0")[:-1]:
-        lists[line[:1]].append(line[1:])
-    return lists[b"o"], lists[b"i"], lists[b"p"], lists[b"w"]
+        lists[line[:1]].add(line[1:])
+    applied = Applied()
+    for mark, attribute in _LISTS.items():
+        setattr(applied, attribute, lists[mark])
+    return applied

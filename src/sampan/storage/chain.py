@@ -7,7 +7,8 @@ elsewhere altogether: then the layer must be applied again, on a mount (:class:`
 
 import os
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from sampan.image.apply import NeedsParent
 from sampan.image.folders import find_again
@@ -21,8 +22,7 @@ _OPAQUE = "overlay.opaque"
 def set_opaque(layer: str, directories: Collection[bytes], *, userxattr: bool) -> None:
     """Make directories of a layer hide their parents' contents."""
     name = f"{'user' if userxattr else 'trusted'}.{_OPAQUE}"
-    root = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _opened(layer) as (root,):
         for directory in directories:
             fd = find_again(root, directory)
             if fd >= 0:
@@ -30,8 +30,6 @@ def set_opaque(layer: str, directories: Collection[bytes], *, userxattr: bool) -
                     os.setxattr(fd, name, b"y")
                 finally:
                     os.close(fd)
-    finally:
-        os.close(root)
 
 
 def refuse_symlinks(presumed: Collection[bytes], parents: Sequence[str]) -> None:
@@ -47,14 +45,12 @@ def refuse_symlinks(presumed: Collection[bytes], parents: Sequence[str]) -> None
     Raises:
         NeedsParent: One of them is a symlink in the parents, or lies behind one.
     """
-    roots = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in parents]
-    lower = _Lower(roots, ())
-    try:
-        for directory in presumed:
+    if not presumed:
+        return
+    with _opened(*parents) as roots:
+        lower = _Lower(roots, ())
+        for directory in sorted(presumed):
             lower.holders(_parts(directory))
-    finally:
-        for root in roots:
-            os.close(root)
 
 
 def adopt_attributes(layer: str, implied: Collection[bytes], opaque: Collection[bytes], parents: Sequence[str]) -> None:
@@ -71,9 +67,8 @@ def adopt_attributes(layer: str, implied: Collection[bytes], opaque: Collection[
     """
     if not parents:
         return
-    roots = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (layer, *parents)]
-    lower = _Lower(roots[1:], opaque)
-    try:
+    with _opened(layer, *parents) as roots:
+        lower = _Lower(roots[1:], opaque)
         for directory in sorted(implied):
             fd = find_again(roots[0], directory)
             if fd < 0:
@@ -87,9 +82,6 @@ def adopt_attributes(layer: str, implied: Collection[bytes], opaque: Collection[
                         os.close(source)
             finally:
                 os.close(fd)
-    finally:
-        for root in roots:
-            os.close(root)
 
 
 def drop_idle_whiteouts(
@@ -98,11 +90,10 @@ def drop_idle_whiteouts(
     """Remove whiteouts from directories that no parent has: overlayfs shows them where it has nothing to merge."""
     if not whiteouts:
         return
-    roots = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (layer, *parents)]
-    hidden = set(opaque)
-    lower = _Lower(roots[1:], opaque)
-    merged: dict[bytes, bool] = {}
-    try:
+    with _opened(layer, *parents) as roots:
+        hidden = set(opaque)
+        lower = _Lower(roots[1:], opaque)
+        merged: dict[bytes, bool] = {}
         for whiteout in whiteouts:
             folder, _, name = whiteout.rpartition(b"/")
             fd = find_again(roots[0], folder)
@@ -115,9 +106,16 @@ def drop_idle_whiteouts(
                     os.unlink(name, dir_fd=fd)
             finally:
                 os.close(fd)
-    finally:
-        for root in roots:
-            os.close(root)
+
+
+@contextmanager
+def _opened(*directories: str) -> Iterator[list[int]]:
+    with ExitStack() as stack:
+        found = []
+        for path in directories:
+            found.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            stack.callback(os.close, found[-1])
+        yield found
 
 
 def _is_whiteout(folder: int, name: bytes) -> bool:

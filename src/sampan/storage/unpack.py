@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from sampan.errors import AlreadyExists, Corrupt, SampanError, Unsupported
-from sampan.image.apply import NeedsParent
+from sampan.image.apply import Applied, NeedsParent
 from sampan.image.worker import read_lists
 from sampan.spec.image import (
     FOREIGN_LAYER_TYPES,
@@ -110,15 +110,15 @@ class _Job:
             self.close(store)
             raise
 
-    def wait(self) -> tuple[dict[str, object], list[bytes], list[bytes], list[bytes], list[bytes]]:
-        """The worker's result, opaque, implied and presumed directories, whiteouts."""
+    def wait(self) -> tuple[dict[str, object], Applied]:
+        """The worker's result, and its lists of paths."""
         assert self._worker is not None
         result = self._worker.result()
         if not isinstance(result, dict):
             raise Corrupt("layer: its worker's answer makes no sense")
         if "needs_parent" in result:
             raise NeedsParent(str(result["needs_parent"]))
-        return (result, *read_lists(self._lists))
+        return result, read_lists(self._lists)
 
     def close(self, store: Store) -> None:
         """End the worker, and remove the stage unless :meth:`keep` was called."""
@@ -260,7 +260,7 @@ class Unpacker:
     def _await(self, number: int, parents: list[str]) -> tuple[str, Usage]:
         job = self._jobs[number]
         try:
-            outcome = job.wait()
+            result, applied = job.wait()
         except SampanError:
             if not job.followed:
                 raise
@@ -268,15 +268,14 @@ class Unpacker:
             self._jobs.pop(number).close(self._store)
             self._start_ahead(number)
             job = self._jobs[number]
-            outcome = job.wait()
-        result, opaque, implied, presumed, whiteouts = outcome
+            result, applied = job.wait()
         self._check(number, result)
         stage = job.stage
         assert stage is not None
-        refuse_symlinks(presumed, parents)
-        drop_idle_whiteouts(stage.files, whiteouts, opaque, parents)
-        adopt_attributes(stage.files, implied, opaque, parents)
-        set_opaque(stage.files, opaque, userxattr=getattr(self._store.snapshots, "userxattr", False))
+        refuse_symlinks(applied.presumed, parents)
+        drop_idle_whiteouts(stage.files, applied.whiteouts, applied.opaque, parents)
+        adopt_attributes(stage.files, applied.implied, applied.opaque, parents)
+        set_opaque(stage.files, applied.opaque, userxattr=getattr(self._store.snapshots, "userxattr", False))
         return stage.key, _usage(result)
 
     def _check(self, number: int, result: dict[str, object]) -> None:
