@@ -112,11 +112,6 @@ def spawn(flags: int, who: str, program: Program, child: Callable[[], Image | No
     return lend(who, flags, child)
 
 
-def available() -> bool:
-    """Whether this machine and this interpreter allow it."""
-    return vfork.available()
-
-
 def lend(who: str, flags: int, child: Callable[[], Image | None]) -> tuple[int, OSError | None]:
     """As :func:`spawn`, for another program than a container's."""
     return _lend(who, lambda: vfork.spawn(flags, child))

@@ -17,7 +17,7 @@ from sampan.cgroup import open_group
 from sampan.errors import InvalidInput, StageFailed, Unsupported
 
 # Not where it is used: there the root is empty already, and nothing can be imported any more.
-from sampan.linux import capabilities, interface
+from sampan.linux import capabilities, interface, vfork
 from sampan.linux import mount as m
 from sampan.linux import namespaces as ns
 from sampan.linux.process import (
@@ -32,7 +32,6 @@ from sampan.linux.process import (
     prctl,
 )
 from sampan.linux.syscall import fail, libc
-from sampan.linux.vfork import Image
 from sampan.runtime import borrow, stage2, sysctl, trace, users
 from sampan.runtime import channel as talk
 from sampan.runtime import pause as pause_program
@@ -119,10 +118,13 @@ def create_sandbox(
             making.prepare_cgroup(pause_cgroup, pause_resources or {}, systemd=systemd)
         # A user namespace needs somebody outside who writes its mappings, and a PID namespace its first process.
         if not enter or "user" in wanted:
-            return making.run()
-        if "pid" not in wanted:
-            return making.run_here()
-        return making.run_lending() if borrow.available() else making.run()
+            sandbox = making.run()
+        elif "pid" not in wanted:
+            sandbox = making.run_here()
+        else:
+            sandbox = making.run_lending() if vfork.available() else making.run()
+        trace.step("sandbox is made")
+        return sandbox
     except BaseException as error:
         stage, path = trace.stage, trace.path
         making.undo()
@@ -178,13 +180,10 @@ class _Making:
         self._joiner = self._group.joiner()
 
     def run(self) -> Sandbox:
-        trace.step("make directory", self.directory)
-        os.makedirs(self.directory, 0o711, exist_ok=True)
+        self._make_directory()
         ours, theirs = Channel.pair()
         self._channel = ours
-        flags = 0
-        for kind in self.wanted:
-            flags |= ns.KINDS[kind][0]
+        flags = self._flags()
         if "user" in self.wanted:
             flags &= ~ns.CLONE_NEWIPC  # made by its root, whose message queues they are then
         keep = "pid" in self.wanted
@@ -198,9 +197,7 @@ class _Making:
         finally:
             theirs.close()
         self._follow(ours)
-        sandbox = Sandbox()
-        for kind in self.wanted:
-            sandbox.paths[kind] = self._pin(kind)
+        sandbox = self._pin_all()
         if keep:
             ours.send(talk.GO)
             self._follow(ours, until_program=True)
@@ -208,20 +205,15 @@ class _Making:
             self._pidfd = -1
         else:
             self._end_child()
-        trace.step("sandbox is made")
         return sandbox
 
     def run_here(self) -> Sandbox:
         """As :meth:`run`, in this very process, which then is in the namespaces."""
-        trace.step("make directory", self.directory)
-        os.makedirs(self.directory, 0o711, exist_ok=True)
+        self._make_directory()
         trace.step("isolate sandbox")
         prctl(PR_SET_DUMPABLE, 0)
         trace.step("make namespaces")
-        flags = 0
-        for kind in self.wanted:
-            flags |= ns.KINDS[kind][0]
-        ns.unshare(flags)
+        ns.unshare(self._flags())
         self._set_up_inside()
         return self._pin_all()
 
@@ -229,26 +221,22 @@ class _Making:
         """As :meth:`run`, the pause process being made in this one's memory: its PID namespace is new, so that nobody
         in the pod can reach it before it is there. Who ends it from outside ends this process too.
         """
-        trace.step("make directory", self.directory)
-        os.makedirs(self.directory, 0o711, exist_ok=True)
+        self._make_directory()
         program = pause_program.program()
         failures: list[BaseException] = []
 
-        def become_pause() -> Image | None:
+        def become_pause() -> vfork.Image | None:
             try:
                 self._isolate()
                 self._set_up_inside()
                 self._prepare_pause()
-                return Image(program, ["/pause"], [])
+                return vfork.Image(program, ["/pause"], [])
             except BaseException as error:  # noqa: BLE001 -- the maker raises it
                 failures.append(error)
                 return None
 
-        flags = ns.CLONE_NEWNS
-        for kind in self.wanted:
-            flags |= ns.KINDS[kind][0]
         trace.step("clone sandbox")
-        self._pid, failure = borrow.lend("sandbox", flags, become_pause)
+        self._pid, failure = borrow.lend("sandbox", self._flags() | ns.CLONE_NEWNS, become_pause)
         for error in (*failures, failure):
             if error is not None:
                 raise error
@@ -258,11 +246,20 @@ class _Making:
         self._pidfd = -1
         return sandbox
 
+    def _make_directory(self) -> None:
+        trace.step("make directory", self.directory)
+        os.makedirs(self.directory, 0o711, exist_ok=True)
+
+    def _flags(self) -> int:
+        flags = 0
+        for kind in self.wanted:
+            flags |= ns.KINDS[kind][0]
+        return flags
+
     def _pin_all(self) -> Sandbox:
         sandbox = Sandbox()
         for kind in self.wanted:
             sandbox.paths[kind] = self._pin(kind)
-        trace.step("sandbox is made")
         return sandbox
 
     def _follow(self, ours: Channel, *, until_program: bool = False) -> None:
