@@ -145,10 +145,14 @@ class Monitor:
 
     def run(self) -> None:
         """Serve until told to shut down."""
+        self._introduce()
+        self._loop.run()
+
+    def _introduce(self) -> None:
+        """Write down which process this is."""
         document = {"pid": os.getpid(), "start_time": start_time(os.getpid())}
         # Not beyond a power failure, which no process survives.
         write_document(f"{self._directory}/{DOCUMENT_NAME}", document, lasting=False)
-        self._loop.run()
 
     @property
     def _handler(self) -> Handler:

@@ -25,12 +25,12 @@ import time
 
 from sampan.cgroup import open_group
 from sampan.errors import SampanError
-from sampan.linux import mount, process
+from sampan.linux import process
 from sampan.runtime.handler import Created
 from sampan.runtime.native import NativeHandler
+from sampan.runtime.rootfs import make_filesystem
 from sampan.runtime.state import StateDir, start_time
 from sampan.shim import footprint, helper, monitor, sockets
-from sampan.shim.exits import write_document
 from sampan.wire import crilog, frames
 
 TYPE_CHECKING = False
@@ -204,12 +204,7 @@ def _play() -> None:
     Its files are on a file system in memory that is mounted nowhere and goes with its descriptor: who is killed while
     it plays leaves nothing.
     """
-    context = mount.fsopen("tmpfs")
-    try:
-        mount.fsconfig_create(context)
-        scratch = mount.fsmount(context)
-    finally:
-        os.close(context)
+    scratch = make_filesystem("tmpfs", "played", [])
     process.prctl(process.PR_SET_CHILD_SUBREAPER, 1)
     try:
         _Scene(f"/proc/self/fd/{scratch}").play()
@@ -235,9 +230,7 @@ class _Scene:
     def play(self) -> None:
         """Ask for what a kubelet's calls come to."""
         try:
-            write_document(
-                f"{self._folder}/{monitor.DOCUMENT_NAME}", {"pid": os.getpid(), "start_time": start_time(os.getpid())}
-            )
+            self._monitor._introduce()
             self._monitor._loop.run_once()
             self._monitor._loop.run_once()
             sockets.send(self._follower, frames.encode(frames.REQUEST, 1, {"op": "events", "since": 0}))
