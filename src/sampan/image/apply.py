@@ -277,7 +277,6 @@ class Applier:
         self._own(entry, parent, base)
         if entry.mode & (stat.S_ISUID | stat.S_ISGID):  # which a new owner does not get
             os.chmod(base, entry.mode, dir_fd=parent)
-            os.utime(base, ns=_times(entry), dir_fd=parent)
 
     def _own(self, entry: Entry, parent: int, base: bytes) -> None:
         os.chown(base, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
