@@ -194,8 +194,9 @@ def boots(wanted: argparse.Namespace) -> list[Boot]:
         return [Boot("shell", wanted.shell, kind)]
     if wanted.pytest:
         return [Boot("chosen", pytest(wanted.pytest), kind)]
-    for name, reason in NOT_HERE.items():
-        print(f"not here: {name}: {reason}")
+    if wanted.only is None or wanted.only in PARTS:
+        for name, reason in NOT_HERE.items():
+            print(f"not here: {name}: {reason}")
     found = [Boot(part, pytest(tests(part))) for part in PARTS if wanted.only in (None, part)]
     for kind, names in (("systemd", SYSTEMD), ("selinux", SELINUX)):
         if wanted.only in (None, kind):
