@@ -108,6 +108,17 @@ def test_containers_of_a_pod_share_network_ipc_and_when_asked_pids(here: World, 
     assert {kind: len(found) for kind, found in links.items()} == {"net": 1, "ipc": 1, "uts": 1, "pid": 2, "mnt": 2}
 
 
+def test_a_target_must_be_of_the_same_pod(here: World, engine: Engine) -> None:
+    one, other = pod(engine), pod(engine, "q")
+    cid = run(engine, one.id, container(here, "sleep", "100", name="one"))
+    modes = Namespaces(pid="target", target_id=cid)
+    with pytest.raises(InvalidInput, match="is of another pod"):
+        engine.containers.create(other.id, container(here, "sleep", "100", namespaces=modes))
+    assert [found.id for found in engine.containers.list()] == [cid]
+    two = run(engine, one.id, container(here, "sleep", "200", name="two", namespaces=modes))
+    assert "sleep 100" in engine.containers.exec_sync(two, ["ps"]).stdout.decode()
+
+
 def test_limits_reach_the_kernel_and_can_be_changed(here: World, engine: Engine) -> None:
     limits = Resources(cpu_period=100_000, cpu_quota=10_000, memory_limit=32 << 20, pids_limit=50)
     cid = run(engine, pod(engine).id, container(here, "sleep", "100", resources=limits))

@@ -159,7 +159,14 @@ class Creation:
         cgroup_v2 = cgroup_mode() == "v2"
         target = 0
         if spec.namespaces.pid == "target":
-            target = engine.containers.running(spec.namespaces.target_id).pid
+            chosen = engine.containers.running(spec.namespaces.target_id)
+            if chosen.pod_id != pod.id:
+                raise InvalidInput(
+                    f"container {chosen.id[:12]} is of another pod",
+                    field="namespaces.target_id",
+                    hint="name a container of this pod",
+                )
+            target = chosen.pid
         files = engine.layout.files(pod.id)
         shm = "/dev/shm" if pod.spec.namespaces.ipc == "node" else f"{files}/shm"
         return oci.Surroundings(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sampan.linux.vfork import Image
     from sampan.runtime.program import Program
-    from sampan.spec.runtime_types import RuntimeConfig
+    from sampan.spec.runtime_types import Process, RuntimeConfig
 
 #: A container with less memory than this may run out of it while it is made, and the kernel kills all that share.
 _ENOUGH_MEMORY = 64 << 20
@@ -47,14 +47,15 @@ def possible(config: RuntimeConfig, program: Program) -> bool:
 
 
 def possible_inside(config: RuntimeConfig, program: Program) -> bool:
-    """Whether a process can be made in a running container by a caller that must survive: see :func:`spawn_inside`."""
+    """Whether a process can be made in a running container by a caller that must survive: see :func:`spawn_inside`.
+
+    That is for where nobody may trace it: who could, would read and write the caller's memory.
+    """
     process = program.process
     linux = config.get("linux") or {}
-    spaces = linux.get("namespaces") or []
-    kinds = {one["type"] for one in spaces}
+    kinds = {one["type"] for one in linux.get("namespaces") or []}
     return (
-        # Of its own: another container in it may have the right to trace.
-        any(one["type"] == "pid" and not one.get("path") for one in spaces)
+        "pid" in kinds
         and not kinds & {"user", "time"}
         # A filter that is loaded before the second clone might refuse it; a terminal is its session leader's; the
         # caller would count as the user's; affinity is set anew by joining, and memory bound to the nodes there.
@@ -65,19 +66,21 @@ def possible_inside(config: RuntimeConfig, program: Program) -> bool:
         and not linux.get("memoryPolicy")
         # The second clone would lose what is reset by a fork.
         and not (process.get("scheduler") or {}).get("flags")
-        # Who may trace processes in the container could read and write the caller's memory.
-        and not may_trace(config)
         and programs.trampoline(program) >= 0
         and vfork.available()
     )
 
 
-def may_trace(config: RuntimeConfig) -> bool:
+def may_trace(config: RuntimeConfig, process: Process | None = None) -> bool:
     """Whether processes of a container may trace ours that they see: those are not dumpable, which does not keep out
     who has CAP_SYS_PTRACE in the machine's user namespace.
+
+    Args:
+        config: The container's.
+        process: What is exec'ed there, instead of its first process.
     """
     kinds = {one["type"] for one in (config.get("linux") or {}).get("namespaces") or []}
-    sets = (config.get("process") or {}).get("capabilities") or {}
+    sets = (process or config.get("process") or {}).get("capabilities") or {}
     return "user" not in kinds and "CAP_SYS_PTRACE" in (sets.get("bounding") or [])
 
 

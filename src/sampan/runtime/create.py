@@ -323,7 +323,8 @@ class Creation:
             launch.console = -1
         self.directory.store(self.record)
         trace.step("container is created")
-        return Created(launch.pid, launch.console, tuple(launch.warnings))
+        may_trace = borrow.may_trace(self.config)
+        return Created(launch.pid, launch.console, tuple(launch.warnings), may_trace=may_trace)
 
     def _state(self, status: str, pid: int = 0) -> dict[str, Any]:
         return {

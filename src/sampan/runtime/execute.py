@@ -142,7 +142,12 @@ class _Execution:
             console.send(self._options.console_socket, launch.console)
             os.close(launch.console)
             launch.console = -1
-        return Created(launch.pid, launch.console, tuple(launch.warnings))
+        return Created(
+            launch.pid,
+            launch.console,
+            tuple(launch.warnings),
+            may_trace=borrow.may_trace(self._config, self._process),
+        )
 
     def _born(self, launch: Launch) -> None:
         """What is done to the process from outside, as soon as it exists."""
@@ -163,7 +168,9 @@ class _Execution:
         if "pid" not in kinds:
             self._clone_here(flags, made)
             return
-        if self._stay_outside(flags | ns.CLONE_NEWPID, made) or self._step_inside(flags | ns.CLONE_NEWPID, made):
+        inside = flags | ns.CLONE_NEWPID
+        watched = self._options.watched or borrow.may_trace(self._config)
+        if self._stay_outside(inside, made) if watched else self._step_inside(inside, made):
             return
         own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -212,14 +219,14 @@ class _Execution:
         self._launch.pid = pid
 
     def _stay_outside(self, flags: int, made: Program) -> bool:
-        """Where the container may trace what it sees: let it see nothing that has more rights than itself.
+        """Where somebody inside may trace what he sees: let him see nothing that has more rights than the container.
 
         A process between becomes all that the program is to be, outside of the PID namespace; a child of it, which
         is inside, only joins the cgroups and executes. (A security module's label keeps tracers away by itself, and
         could not be set so.)
         """
         resets = (self._process.get("scheduler") or {}).get("flags")  # by a fork
-        if not borrow.may_trace(self._config) or labels.given(self._process) or resets or program.trampoline(made) < 0:
+        if labels.given(self._process) or resets or program.trampoline(made) < 0:
             return False
         trace.step("clone process")
         assert self._launch is not None

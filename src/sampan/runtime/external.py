@@ -116,7 +116,14 @@ class ExternalHandler:
         """See :class:`~sampan.runtime.handler.Handler`."""
         self._run(["start", _checked(container_id)], timeout=self._timeout)
 
-    def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio) -> Created:
+    def exec(
+        self,
+        container_id: str,
+        process: dict[str, Any],
+        stdio: Stdio,
+        *,
+        watched: bool = False,  # noqa: ARG002 -- its own affair
+    ) -> Created:
         """See :class:`~sampan.runtime.handler.Handler`."""
         check_id(container_id)
         with _Memory(dumps(process)) as document:

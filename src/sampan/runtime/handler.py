@@ -42,14 +42,16 @@ class Created:
         pid: A child of the calling process (or, of an external runtime, of the subreaper).
         console: Master side of the process's pty, the caller's to close; -1 without a terminal.
         warnings: What was done less well than asked, because the kernel refused: lines for a log.
+        may_trace: It may trace processes of ours that it sees (see :func:`sampan.runtime.borrow.may_trace`).
     """
 
-    __slots__ = ("console", "pid", "warnings")
+    __slots__ = ("console", "may_trace", "pid", "warnings")
 
-    def __init__(self, pid: int, console: int = -1, warnings: tuple[str, ...] = ()) -> None:
+    def __init__(self, pid: int, console: int = -1, warnings: tuple[str, ...] = (), *, may_trace: bool = False) -> None:
         self.pid = pid
         self.console = console
         self.warnings = warnings
+        self.may_trace = may_trace
 
 
 class Handler(Protocol):
@@ -61,8 +63,11 @@ class Handler(Protocol):
     def start(self, container_id: str) -> None:
         """Let a created container's program run."""
 
-    def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio) -> Created:
-        """Run one more process, an OCI ``process`` object, inside a running container."""
+    def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio, *, watched: bool = False) -> Created:
+        """Run one more process, an OCI ``process`` object, inside a running container.
+
+        ``watched``: somebody in its PID namespace may trace processes, whom its configuration does not tell of.
+        """
 
     def kill(self, container_id: str, signal: int, *, all: bool = False) -> None:
         """Signal the container's init, or with ``all`` each of its processes."""

@@ -125,9 +125,22 @@ class NativeHandler:
         self._run_hooks(directory, record, "poststart", "running")
 
     def exec(
-        self, container_id: str, process: dict[str, Any], stdio: Stdio, *, options: Options | None = None
+        self,
+        container_id: str,
+        process: dict[str, Any],
+        stdio: Stdio,
+        *,
+        watched: bool = False,
+        options: Options | None = None,
     ) -> Created:
         """Run one more process in a running container; it is a child of the caller, who reaps it.
+
+        Args:
+            container_id: The container.
+            process: An OCI ``process`` object.
+            stdio: Standard streams, when it has no terminal.
+            watched: Another container in its PID namespace may trace processes, or a process that was exec'ed before.
+            options: How it is made; ``watched`` is then said there.
 
         Raises:
             WrongState: The container is not running.
@@ -138,7 +151,7 @@ class NativeHandler:
         directory = StateDir(self.root, container_id)
         record = directory.load()
         if options is None:
-            options = Options(seccomp_cache=self.seccomp_cache)
+            options = Options(seccomp_cache=self.seccomp_cache, watched=watched)
         return execute(directory, record, process, stdio, options)
 
     def kill(self, container_id: str, signal: int, *, all: bool = False) -> None:
@@ -249,6 +262,7 @@ class NativeHandler:
         checked = validate(read_config(f"{bundle}/config.json") if config is None else config)
         if options is None:
             options = Options(systemd_cgroup=self.systemd_cgroup)
+        from sampan.runtime.borrow import may_trace
         from sampan.runtime.create import Creation, refuse_occupied
 
         record = Creation(directory, bundle, checked, stdio, options).record
@@ -274,7 +288,7 @@ class NativeHandler:
             if isinstance(error, OSError):
                 raise StageFailed(stage, error, path=path) from error
             raise
-        return Created(record["pid"])
+        return Created(record["pid"], may_trace=may_trace(checked))
 
     def pause(self, container_id: str) -> None:
         """Freeze a running or created container."""

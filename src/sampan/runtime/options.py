@@ -16,6 +16,7 @@ class Options:
         cgroups: Of an exec'ed process: controller -> cgroup below the container's; an empty name for the rest.
         ignore_paused: An exec'ed process may wait in a frozen cgroup.
         expendable: The calling process lives for this work only and may be lost with it: see :mod:`.borrow`.
+        watched: Somebody may trace an exec'ed process, whom the container's configuration does not tell of.
     """
 
     __slots__ = (
@@ -28,6 +29,7 @@ class Options:
         "preserve_fds",
         "seccomp_cache",
         "systemd_cgroup",
+        "watched",
     )
 
     def __init__(
@@ -42,7 +44,9 @@ class Options:
         cgroups: dict[str, str] | None = None,
         ignore_paused: bool = False,
         expendable: bool = False,
+        watched: bool = False,
     ) -> None:
+        self.watched = watched
         self.expendable = expendable
         self.cgroups = cgroups or {}
         self.ignore_paused = ignore_paused

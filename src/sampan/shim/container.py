@@ -92,6 +92,8 @@ class Container:
         self._watch: OomWatch | None = None
         self._out_of_memory = False
         self._own_pids = False
+        #: A process of it may trace others that it sees: one of the first program's, or an exec.
+        self._may_trace = False
         self._deleted = False
 
     def create(self) -> None:
@@ -108,6 +110,7 @@ class Container:
             self._log.close()
             raise
         self.pid = created.pid
+        self._may_trace = created.may_trace
         self.state = "created"
         pipes.close_container_side()
         if created.console >= 0:
@@ -128,18 +131,26 @@ class Container:
         self.state = "running"
         self._journal.publish("start", self.id, pid=self.pid)
 
-    def exec(self, call: Call) -> tuple[Exec, int]:
-        """Run one more process on the descriptors that came with ``call``; returns it and its pty's master or -1."""
+    def sees(self, other: Container) -> bool:
+        """Whether processes of it may trace those of another container, or of itself, while we make them."""
+        return self._may_trace and (self is other or not (self._own_pids and other._own_pids))
+
+    def exec(self, call: Call, *, watched: bool) -> tuple[Exec, int]:
+        """Run one more process on the descriptors that came with ``call``; returns it and its pty's master or -1.
+
+        ``watched``: a container :meth:`sees` it.
+        """
         self._check_running()
         exec_id = call.text("exec_id", "") or self._next_exec_id()
         if exec_id in self.execs and self.execs[exec_id].ended is None:
             raise WrongState(f"container {self.id} has an exec {exec_id} already")
         streams = call.streams()
         try:
-            created = self._handler.exec(self.id, call.document("process"), Stdio(**streams))
+            created = self._handler.exec(self.id, call.document("process"), Stdio(**streams), watched=watched)
         finally:
             for fd in streams.values():
                 os.close(fd)
+        self._may_trace = self._may_trace or created.may_trace
         made = Exec(exec_id, created.pid)
         timeout = call.number("timeout", 0)
         if timeout > 0:

@@ -95,9 +95,9 @@ class ForkingHandler:
         """Here: it opens a fifo."""
         self._handler.start(container_id)
 
-    def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio) -> Created:
+    def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio, *, watched: bool = False) -> Created:
         """Here: a probe runs every few seconds, and a fork doubles its time."""
-        return self._handler.exec(container_id, process, stdio)
+        return self._handler.exec(container_id, process, stdio, watched=watched)
 
     def kill(self, container_id: str, signal: int, *, all: bool = False) -> None:
         """Here, if it is light."""
@@ -156,7 +156,7 @@ def _ask(work: Callable[[], Any]) -> Any:
 def _created(work: Callable[[], Created]) -> Created:
     def task() -> tuple[dict[str, Any], list[int]]:
         made = work()
-        return {"pid": made.pid}, [made.console] if made.console >= 0 else []
+        return {"pid": made.pid, "may_trace": made.may_trace}, [made.console] if made.console >= 0 else []
 
     body, descriptors = run(task)
-    return Created(int(body["pid"]), descriptors[0] if descriptors else -1)
+    return Created(int(body["pid"]), descriptors[0] if descriptors else -1, may_trace=bool(body["may_trace"]))

@@ -223,7 +223,9 @@ class Monitor:
         return {}
 
     def _exec(self, call: Call) -> dict[str, Any] | None:
-        made, console = self._container(call).exec(call)
+        container = self._container(call)
+        watched = any(one.sees(container) for one in self._containers.values())
+        made, console = container.exec(call, watched=watched)
         body = {"exec_id": made.id, "pid": made.pid}
         if call.flag("wait"):
             if console >= 0:

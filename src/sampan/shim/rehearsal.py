@@ -165,7 +165,14 @@ class _Player:
         """The real one."""
         self._real.start(container_id)
 
-    def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio) -> Created:  # noqa: ARG002
+    def exec(
+        self,
+        container_id: str,  # noqa: ARG002
+        process: dict[str, Any],  # noqa: ARG002
+        stdio: Stdio,  # noqa: ARG002
+        *,
+        watched: bool = False,  # noqa: ARG002
+    ) -> Created:
         """A process that ends."""
         pid = os.fork()
         if pid == 0:
