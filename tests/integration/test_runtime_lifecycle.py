@@ -90,15 +90,6 @@ def test_states_allow_what_they_should(box: Box) -> None:
     box.handler.delete(box.container_id, force=True)
 
 
-def test_kill_all_reaches_every_process(box: Box) -> None:
-    box.linux["namespaces"] = [one for one in box.linux["namespaces"] if one["type"] != "pid"]
-    created = box.create("sh", "-c", "sleep 100 & sleep 100 & wait")
-    box.handler.start(box.container_id)
-    box.handler.kill(box.container_id, signal.SIGKILL, all=True)
-    os.waitpid(created.pid, 0)
-    box.handler.delete(box.container_id)
-
-
 @pytest.mark.parametrize("where", ["host", "path"])
 def test_a_kill_ends_all_of_a_container_without_a_pid_namespace_of_its_own(box: Box, where: str) -> None:
     box.linux["namespaces"] = [one for one in box.linux["namespaces"] if one["type"] != "pid"]

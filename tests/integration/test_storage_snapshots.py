@@ -162,7 +162,7 @@ def test_what_dead_processes_left_is_swept(store: Store, tmp_path: Path) -> None
 
 
 def test_other_users_cannot_reach_setuid_programs_in_layers(store: Store, tmp_path: Path) -> None:
-    assert stat.S_IMODE(os.stat(store.root).st_mode) == 0o711
+    assert stat.S_IMODE(os.stat(store.root).st_mode) == 0o700
     for path in (store.content.root, store.snapshots.root):
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o700
 

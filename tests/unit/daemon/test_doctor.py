@@ -1,6 +1,7 @@
 """`sampan doctor` on machines made of files, and on this one."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,8 @@ def test_a_good_machine_has_no_fault(tmp_path: Path) -> None:
     ("file", "text", "name", "verdict", "mend"),
     [
         ("proc/sys/kernel/osrelease", "4.19.0", "release", "error", "newer kernel"),
-        ("proc/sys/kernel/osrelease", "5.10.0", "release", "warning", "5.19"),
+        ("proc/sys/kernel/osrelease", "5.11.9", "release", "error", "newer kernel"),
+        ("proc/sys/kernel/osrelease", "5.12.0", "release", "warning", "5.19"),
         ("proc/self/ns/user", None, "user namespaces", "error", "kernel"),
         ("proc/self/status", "CapBnd:\t0", "CAP_SYS_ADMIN", "error", "outside of a container"),
         ("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io hugetlb pids", "memory", "error", "cgroup_enable=memory"),
@@ -143,10 +145,24 @@ def test_the_command_tells_and_says_by_its_code(tmp_path: Path) -> None:
     assert document["verdict"] == "error"
     faults = {finding["name"] for finding in document["findings"] if finding["verdict"] == "error"}
     assert "gone" in faults
+    assert os.listdir(tmp_path) == ["config.toml"]  # an examination is no start
     told = run("--config", str(config), "doctor", "-q")
     assert "FAIL  runtimes: gone: /no/such is not installed" in told.stdout
     assert "-> install it, or take [runtimes.gone] out of the configuration" in told.stdout
     assert not any(line.startswith("ok") for line in told.stdout.splitlines())
+
+
+def test_the_command_looks_where_it_is_told_to(tmp_path: Path) -> None:
+    root = tmp_path / "elsewhere"
+    root.mkdir()
+    (root / "snapshotter").write_text("native\n")
+    config = tmp_path / "config.toml"
+    config.touch()
+    said = run("--config", str(config), "--root", str(root), "--state", str(tmp_path / "state"), "doctor", "--json")
+    storage = [finding for finding in json.loads(said.stdout)["findings"] if finding["area"] == "storage"]
+    assert any(finding["message"].startswith(f"{root}: ") for finding in storage)
+    assert any(finding["message"].startswith("native") for finding in storage)
+    assert os.listdir(root) == ["snapshotter"]
 
 
 def test_a_faulty_configuration_is_a_finding(tmp_path: Path) -> None:
@@ -171,5 +187,6 @@ def test_plugins_are_listed(tmp_path: Path) -> None:
     assert status["runtime", "gone"] == "error"
     assert status["snapshotter", "native"] == "ok"
     assert any(kind == "network" and state == "error" for (kind, _), state in status.items())
+    assert sorted(os.listdir(tmp_path)) == ["cni", "config.toml"]
     table = run("--config", str(config), "plugins").stdout.splitlines()
     assert table[0].split() == ["TYPE", "NAME", "STATUS", "DETAIL"]
