@@ -13,8 +13,8 @@ def daemon(options: Globals, address: str, log_level: str) -> int:
     """Serve Kubernetes' Container Runtime Interface."""
     from sampan.daemon.main import run
 
-    given = {"root": options.root, "state": options.state, "socket": address, "log_level": log_level}
-    return run(options.config, {key: value for key, value in given.items() if value})
+    given = {"socket": address, "log_level": log_level}
+    return run(options.config, options.places() | {key: value for key, value in given.items() if value})
 
 
 @click.group()
@@ -36,7 +36,7 @@ def config_dump(options: Globals) -> None:
     """Print the settings in force."""
     from sampan.daemon.config import dump, load
 
-    click.echo(dump(load(options.config)), nl=False)
+    click.echo(dump(load(options.config, options.places())), nl=False)
 
 
 @config.command("check")

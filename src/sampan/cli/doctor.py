@@ -22,7 +22,7 @@ def doctor(options: Globals, as_json: bool, quiet: bool, online: bool) -> int:
     from sampan.daemon import doctor as examination
     from sampan.daemon.findings import worst
 
-    findings = list(examination.examine(options.config, online=online))
+    findings = list(examination.examine(options.config, options.places(), online=online))
     verdict = worst(findings)
     shown = [finding for finding in findings if not quiet or finding.verdict != "ok"]
     if as_json:
@@ -44,8 +44,7 @@ def plugins(options: Globals, as_json: bool) -> None:
     from sampan.daemon import doctor as examination
     from sampan.daemon.config import load
 
-    overrides = {key: value for key, value in (("root", options.root), ("state", options.state)) if value}
-    found = list(examination.plugins(load(options.config, overrides)))
+    found = list(examination.plugins(load(options.config, options.places())))
     if as_json:
         render.document(msgspec.to_builtins(found))
         return

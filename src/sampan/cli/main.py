@@ -58,6 +58,10 @@ class Globals(NamedTuple):
     namespace: str
     debug: bool
 
+    def places(self) -> dict[str, str]:
+        """The folders that were given, as settings that count more than the configuration's."""
+        return {key: value for key, value in (("root", self.root), ("state", self.state)) if value}
+
 
 class _Lazy(click.Group):
     """A group whose commands are imported when called: `sampan ps` must not pay for the daemon's libraries."""

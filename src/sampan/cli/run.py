@@ -73,7 +73,12 @@ RUN_LABEL = "sampan/run"
 @click.option("--privileged", is_flag=True, help="Withhold nothing.")
 @click.option("--cap-add", multiple=True, metavar="CAP", help="Grant a capability.")
 @click.option("--cap-drop", multiple=True, metavar="CAP", help="Withhold a capability.")
-@click.option("--security-opt", multiple=True, metavar="OPT", help="no-new-privileges, seccomp=FILE|unconfined.")
+@click.option(
+    "--security-opt",
+    multiple=True,
+    metavar="OPT",
+    help="no-new-privileges, seccomp=FILE|unconfined, apparmor=NAME|unconfined.",
+)
 @click.option("--device", multiple=True, metavar="SRC[:DST[:rwm]]", help="Give it a device.")
 @click.option("--read-only", is_flag=True, help="Make its root file system read-only.")
 @click.option("-l", "--label", multiple=True, metavar="NAME=VALUE", help="Label it.")

@@ -3,7 +3,9 @@
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import msgspec
 
@@ -21,16 +23,19 @@ _REACH, _ASK = 3.0, 5.0
 _LITTLE_SPACE, _LITTLE_PART = 2 << 30, 0.10
 
 
-def examine(config_path: str = "", *, online: bool = False) -> Iterator[Finding]:
+def examine(
+    config_path: str = "", overrides: Mapping[str, object] | None = None, *, online: bool = False
+) -> Iterator[Finding]:
     """Look at everything; nothing is changed.
 
     Args:
         config_path: The daemon's configuration; empty: the default one.
+        overrides: Settings that count more, as for :func:`sampan.daemon.config.load`.
         online: Connect to the registries' hosts, too.
     """
     area = Area("configuration")
     try:
-        config = configuration.load(config_path)
+        config = configuration.load(config_path, overrides)
     except SampanError as error:
         yield area.error("files", str(error), "mend the file; `sampan config default` explains every key")
         config = configuration.Config()
@@ -83,20 +88,15 @@ def storage(config: configuration.Config) -> Iterator[Finding]:
 def networks(config: configuration.Config) -> Iterator[Finding]:
     """CNI: configurations, their plugins, the tools."""
     area = Area("CNI")
-    if not os.access(os.path.dirname(config.root) or "/", os.W_OK) and not os.path.isdir(f"{config.root}/network"):
+    if os.path.isdir(config.root) and not os.access(config.root, os.R_OK | os.W_OK | os.X_OK):
         yield area.warning("networks", "can't be looked at by this user", "run it as root")
         return
     try:
-        nets = network.load(
-            config.network.conf_dir,
-            state_dir=f"{config.root}/network",
-            bin_dirs=config.network.plugin_dirs,
-            default=True,
-        )
-        for fault in nets.faults():
-            yield area.error("configuration", str(fault), "mend the file, or take it out of the folder")
-        found = network.status(nets)
-        first = nets.default() if found.ready else None
+        with _networks(config) as nets:
+            for fault in nets.faults():
+                yield area.error("configuration", str(fault), "mend the file, or take it out of the folder")
+            found = network.status(nets)
+            first = nets.default() if found.ready else None
     except (SampanError, OSError) as error:
         yield area.error("networks", str(error), f"see {config.network.conf_dir}")
         return
@@ -107,6 +107,16 @@ def networks(config: configuration.Config) -> Iterator[Finding]:
         yield area.ok("default network", f"{first.name} ({where})")
     for what, mend in network.obstacles():
         yield area.warning("forwarding", what, f"let the network's bridge through: {mend}")
+
+
+@contextmanager
+def _networks(config: configuration.Config) -> Iterator[network.Networks]:
+    """The networks as they are, or as a first start would have them, which is not to be seen of an examination."""
+    with ExitStack() as stack:
+        state = f"{config.root}/network"
+        if not os.path.exists(f"{state}/network.db"):
+            state = stack.enter_context(tempfile.TemporaryDirectory(prefix="sampan-doctor-"))
+        yield network.load(config.network.conf_dir, state_dir=state, bin_dirs=config.network.plugin_dirs, default=True)
 
 
 def registries(config: configuration.Config, *, online: bool) -> Iterator[Finding]:
@@ -213,14 +223,12 @@ def plugins(config: configuration.Config) -> Iterator[Plugin]:
     overlay = next(machine.modules("/"))
     yield Plugin("snapshotter", "overlayfs", overlay.verdict, overlay.message)
     yield Plugin("snapshotter", "native", "ok", "copies; for file systems that overlayfs does not take")
-    nets = network.load(
-        config.network.conf_dir, state_dir=f"{config.root}/network", bin_dirs=config.network.plugin_dirs, default=True
-    )
-    for one in nets.all():
-        kinds = "+".join(str(plugin["type"]) for plugin in one.plugins)
-        yield Plugin("network", one.name, "ok", f"{kinds} ({one.path or 'built in'})")
-    for fault in nets.faults():
-        yield Plugin("network", fault.field, "error", fault.message)
-    state = network.status(nets)
-    if not state.ready:
-        yield Plugin("network", "(default)", "error", state.message)
+    with _networks(config) as nets:
+        for one in nets.all():
+            kinds = "+".join(str(plugin["type"]) for plugin in one.plugins)
+            yield Plugin("network", one.name, "ok", f"{kinds} ({one.path or 'built in'})")
+        for fault in nets.faults():
+            yield Plugin("network", fault.field, "error", fault.message)
+        state = network.status(nets)
+        if not state.ready:
+            yield Plugin("network", "(default)", "error", state.message)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from sampan.cgroup import hierarchy
 from sampan.daemon.findings import Area, Finding, read
 
-#: openat2(2) and clone3(2) into a cgroup are of Linux 5.6 and 5.7; idmapped mounts of overlayfs of 5.19.
-_OLDEST, _IDMAPPED = (5, 7), (5, 19)
+#: mount_setattr(2) is of Linux 5.12; idmapped mounts of overlayfs are of 5.19.
+_OLDEST, _IDMAPPED = (5, 12), (5, 19)
 _NEEDED_CONTROLLERS = ("cpu", "memory", "pids")
 _USEFUL_CONTROLLERS = ("cpuset", "blkio", "hugetlb")
 #: Module, what it is for, a file or folder that shows that it is there, and a function of its.
