@@ -2,12 +2,12 @@
 
 ::
 
-    ROOT/                0711 (a pod's user namespace must get through), its files and folders narrower
+    ROOT/                0700
       meta.db            what is there (see database.py for the commit rules)
       content/           blobs (content.py), 0700
       snapshots/         layers and containers' tops (snapshots/), 0700
 
-Everything that is written under ROOT is written by this package.
+These are written by this package alone; the engine and the network layer keep folders of their own beside them.
 """
 
 import os
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sampan.storage.worker import Launch
 
 _DIRECTORIES = (
-    ("", 0o711),
+    ("", 0o700),
     ("content", 0o700),
     ("content/blobs", 0o700),
     ("content/blobs/sha256", 0o700),
@@ -191,7 +191,7 @@ def _is_rootless() -> bool:
 
 def _make_directory(path: str, mode: int) -> None:
     try:
-        os.makedirs(path, mode=0o711)
+        os.makedirs(path, mode=0o700)
     except FileExistsError:
         return
     os.chmod(path, mode)  # the umask has had its say
