@@ -2,7 +2,7 @@
 
 The order, first match wins:
 
-1. what the caller gave (the CRI's ``AuthConfig``, ``--username``), for the registry that the image name says and for
+1. what the caller gave (the CRI's ``AuthConfig``, ``--creds``), for the registry that the image name says and for
    no other host: a mirror never sees the secret of the registry it mirrors;
 2. ``$REGISTRY_AUTH_FILE`` alone, where it is set; or else
    ``$XDG_RUNTIME_DIR/containers/auth.json``, ``~/.config/containers/auth.json``,

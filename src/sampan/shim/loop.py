@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
-URGENT = select.EPOLLPRI
 #: Reported by the kernel whether asked for or not.
 HANGUP = select.EPOLLHUP | select.EPOLLERR
 #: Seconds after which what comes next is taken to have nothing to do with what was before.

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 #: As containerd and CRI-O have it.
 MAX_LINE = 16 * 1024
-#: Of a line's prefix: time, stream and tag.
-MAX_PREFIX = 64
 
 _second = -1
 _second_text = ""
