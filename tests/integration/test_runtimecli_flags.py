@@ -159,6 +159,11 @@ def test_exec_in_a_paused_container_waits_where_it_may(runtime: Runtime) -> None
     process = subprocess.Popen(command, cwd=runtime.bundle)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.2)
+    given_up = subprocess.Popen(command, cwd=runtime.bundle)
+    with pytest.raises(subprocess.TimeoutExpired):
+        given_up.wait(0.2)
+    given_up.terminate()
+    assert given_up.wait(10) == -signal.SIGTERM
     runtime.run("resume", "c1")
     assert process.wait(10) == 6
 

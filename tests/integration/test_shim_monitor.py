@@ -116,6 +116,26 @@ def test_exec(pod: Pod) -> None:
     assert client.stop("one", signal.SIGKILL, timeout=10).signal == signal.SIGKILL
 
 
+def test_who_stops_what_comes_into_his_container_holds_up_nobody_else(native: Pod) -> None:
+    client = native.client
+    native.run("one", "while :; do kill -STOP -1; done")
+    native.run("two", "while :; do echo on; sleep 0.1; done")
+    refused = []
+    for terminal in (False, True):
+        for _ in range(10):
+            try:
+                made = client.exec("one", process("/bin/true", terminal=terminal), timeout=1)
+            except errors.StageFailed as error:
+                refused.append(str(error))
+            else:
+                if made.console >= 0:
+                    os.close(made.console)
+    assert refused
+    assert [text for text in refused if "stopped on its way" not in text] == []
+    assert client.exec_wait("two", process("/bin/true")).exit_code == 0
+    assert client.stop("one", signal.SIGKILL, timeout=10).signal == signal.SIGKILL
+
+
 def test_an_exec_out_of_time_ends_with_its_process_group(pod: Pod) -> None:
     pod.run("one", "sleep 1000")
     reading, writing = os.pipe()

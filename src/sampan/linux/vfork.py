@@ -16,7 +16,7 @@ What that means for the function:
 
 :func:`spawn_inside` is for a child that others could kill. The function runs outside of their PID namespace, where they
 cannot see it; at its end a second child, their neighbour, is made, which runs nothing but those instructions: killed,
-it leaves nothing unfinished.
+it leaves nothing unfinished. Nobody waits for that one but by his own choice, since they could stop it for ever.
 
 All signals are blocked meanwhile, so that no handler of the maker runs in the child.
 """
@@ -164,6 +164,7 @@ _stack = 0
 #: The one request that can be under way, and what its child does.
 _request = _Request()
 _child: Callable[[], Image | None] | None = None
+#: What the last child reads until it has executed.
 _arrays: list[Any] = []
 _signals: set[int] = set()
 
@@ -187,7 +188,8 @@ def available() -> bool:
                     _request.function = ctypes.cast(_entry, ctypes.c_void_p)
                     _request.empty = b""
                     _request.zero = b"0"
-                    _request.second.flags = _CLONE_VM | _CLONE_VFORK | CLONE_PARENT
+                    # Not CLONE_VFORK: who may signal the child could hold its makers up by stopping it.
+                    _request.second.flags = _CLONE_VM | CLONE_PARENT
                     _signals.update(_signal.valid_signals())
                     _call = ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(code)
     return _call is not False
@@ -216,10 +218,10 @@ def spawn(flags: int, child: Callable[[], Image | None]) -> tuple[int, int]:
     """
     _request.twice = 0
     pid = _spawn(flags, child)
-    return pid, -_request.error
+    return pid, outcome()
 
 
-def spawn_inside(files: list[int], child: Callable[[], Image | None]) -> tuple[int, int]:
+def spawn_inside(files: list[int], child: Callable[[], Image | None]) -> int:
     """The same for a program in the PID namespace that ``child`` chooses by setns(2), for the process made last.
 
     Args:
@@ -227,25 +229,36 @@ def spawn_inside(files: list[int], child: Callable[[], Image | None]) -> tuple[i
         child: See :func:`spawn`. It is in the caller's PID namespace and control groups.
 
     Returns:
-        The pid of the process, 0 if there is none since ``child`` gave nothing to execute; and the errno with which it
-        could not join or be executed, or 0. It is the caller's child, and leads a session.
+        The pid of the process, 0 if there is none since ``child`` gave nothing to execute. It is the caller's child,
+        leads a session, and goes on by itself: once it has executed or ended, which a close-on-exec descriptor of its
+        tells, :func:`outcome` says which, and not before that may another child be made.
     """
     numbers = (ctypes.c_int32 * (len(files) + 1))(*files, -1)
     _request.files = ctypes.addressof(numbers)
     _request.twice = 1
     _request.pid = 0
     first = _spawn(0, child)
+    _arrays.append(numbers)  # the second child may read them still
     try:
         os.waitpid(first, 0)
     except ChildProcessError:
         pass  # the caller ignores SIGCHLD
     if _request.pid < 0:
         raise OSError(-_request.pid, os.strerror(-_request.pid))
-    return _request.pid, -_request.error
+    made: int = _request.pid
+    return made
+
+
+def outcome() -> int:
+    """The errno with which the process that :func:`spawn_inside` made could not join or be executed, or 0."""
+    _arrays.clear()
+    number: int = -_request.error
+    return number
 
 
 def _spawn(flags: int, child: Callable[[], Image | None]) -> int:
     global _child
+    _arrays.clear()
     clone = _request.clone
     clone.flags = flags | _CLONE_VM | _CLONE_VFORK
     clone.exit_signal = _SIGCHLD
@@ -260,7 +273,6 @@ def _spawn(flags: int, child: Callable[[], Image | None]) -> int:
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
         _child = None
-        _arrays.clear()
     if pid < 0:
         raise OSError(-pid, os.strerror(-pid))
     return pid
@@ -274,7 +286,7 @@ def _enter() -> int:
         if image is None:
             return 1
         argv, environment = _array(image.argv), _array(image.environment)
-        _arrays[:] = argv, environment
+        _arrays.extend((argv, environment))
         _request.argv = ctypes.addressof(argv)
         _request.environment = ctypes.addressof(environment)
         _request.fd = image.fd

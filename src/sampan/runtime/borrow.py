@@ -18,10 +18,13 @@ from sampan.runtime import trace
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeVar
 
     from sampan.linux.vfork import Image
     from sampan.runtime.program import Program
     from sampan.spec.runtime_types import Process, RuntimeConfig
+
+    T = TypeVar("T")
 
 #: A container with less memory than this may run out of it while it is made, and the kernel kills all that share.
 _ENOUGH_MEMORY = 64 << 20
@@ -84,7 +87,7 @@ def may_trace(config: RuntimeConfig, process: Process | None = None) -> bool:
     return "user" not in kinds and "CAP_SYS_PTRACE" in (sets.get("bounding") or [])
 
 
-def spawn_inside(files: list[int], program: Program, child: Callable[[], Image | None]) -> tuple[int, OSError | None]:
+def spawn_inside(files: list[int], program: Program, child: Callable[[], Image | None]) -> int:
     """Make a process in a running container. Nobody there can see the child while it borrows.
 
     Args:
@@ -93,10 +96,20 @@ def spawn_inside(files: list[int], program: Program, child: Callable[[], Image |
         child: Sets it up; it has the PID namespace set for its children.
 
     Returns:
-        Its pid, 0 without one; and why its program could not be executed, if so.
+        Its pid, 0 without one. Once its end of the channel is closed, :func:`check` tells whether it was executed.
     """
     program.borrowing = True
     return _lend("exec", lambda: vfork.spawn_inside(files, child))
+
+
+def check() -> None:
+    """Look how the process fared that :func:`spawn_inside` made.
+
+    Raises:
+        OSError: It could not join its cgroups, or be executed.
+    """
+    if number := vfork.outcome():
+        raise OSError(number, os.strerror(number))
 
 
 def spawn(flags: int, who: str, program: Program, child: Callable[[], Image | None]) -> tuple[int, OSError | None]:
@@ -117,15 +130,16 @@ def spawn(flags: int, who: str, program: Program, child: Callable[[], Image | No
 
 def lend(who: str, flags: int, child: Callable[[], Image | None]) -> tuple[int, OSError | None]:
     """As :func:`spawn`, for another program than a container's."""
-    return _lend(who, lambda: vfork.spawn(flags, child))
+    pid, number = _lend(who, lambda: vfork.spawn(flags, child))
+    return pid, OSError(number, os.strerror(number)) if number else None
 
 
-def _lend(who: str, make: Callable[[], tuple[int, int]]) -> tuple[int, OSError | None]:
+def _lend(who: str, make: Callable[[], T]) -> T:
     imports = [*sys.meta_path], [*sys.path_hooks], [*sys.path], dict(sys.path_importer_cache)
     dumpable = prctl(PR_GET_DUMPABLE)
     before = trace.lend(who)
     try:
-        pid, number = make()
+        return make()
     finally:
         trace.lend(before)
         sys.meta_path[:], sys.path_hooks[:], sys.path[:], cache = imports
@@ -133,4 +147,3 @@ def _lend(who: str, make: Callable[[], tuple[int, int]]) -> tuple[int, OSError |
         # One memory, one mark; the child made itself opaque.
         if dumpable == 1:
             prctl(PR_SET_DUMPABLE, 1)
-    return pid, OSError(number, os.strerror(number)) if number else None

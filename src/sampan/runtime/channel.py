@@ -69,6 +69,12 @@ class Channel:
         """The descriptor, -1 when closed."""
         return self._end.fileno()
 
+    def set_patience(self, milliseconds: int) -> None:
+        """Have :meth:`receive` give up after so long (SO_RCVTIMEO of socket(7))."""
+        seconds, rest = divmod(milliseconds, 1000)
+        interval = seconds.to_bytes(8, sys.byteorder) + (rest * 1000).to_bytes(8, sys.byteorder)
+        self._end.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, interval)
+
     def close(self) -> None:
         """Let go of this end; a second call does nothing."""
         self._end.close()
@@ -79,7 +85,11 @@ class Channel:
         self._end.sendmsg([marshal.dumps((letter, fields))], beside, _socket.MSG_NOSIGNAL)
 
     def receive(self) -> tuple[str, tuple[Any, ...], int]:
-        """The next message: letter, fields, and the descriptor beside it or -1. The letter is empty at the end."""
+        """The next message: letter, fields, and the descriptor beside it or -1. The letter is empty at the end.
+
+        Raises:
+            BlockingIOError: None has come for as long as :meth:`set_patience` said.
+        """
         try:
             data, beside, _, _ = self._end.recvmsg(_SIZE, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:

@@ -91,6 +91,9 @@ class _Execution:
         self._pidfd = -1
         #: Files that the process joins by when it is inside; None if the child joins before.
         self._inside: list[int] | None = None
+        #: It was made by lending; how it fared is to be asked for.
+        self._lent = False
+        self._frozen = False
 
     def run(self) -> Created:
         pid = self._record["pid"]
@@ -103,7 +106,8 @@ class _Execution:
         if self._pidfd < 0 or start_time(pid) != self._record["start"]:
             raise WrongState(f"container {name!r} is not running")
         group = open_group(self._record["cgroup"], systemd=self._record["systemd"])
-        if group.frozen() and not self._options.ignore_paused:
+        self._frozen = group.frozen()
+        if self._frozen and not self._options.ignore_paused:
             raise WrongState(f"container {name!r} is paused")
         trace.step("open cgroup", group.path)
         if not self._record.get("ungrouped"):
@@ -138,6 +142,8 @@ class _Execution:
             if warning:
                 launch.warnings.append(warning)
         launch.follow()
+        if self._lent:
+            borrow.check()
         if launch.console >= 0 and self._options.console_socket:
             console.send(self._options.console_socket, launch.console)
             os.close(launch.console)
@@ -207,7 +213,8 @@ class _Execution:
     def _clone_here(self, flags: int, made: Program) -> None:
         trace.step("clone process")
         assert self._launch is not None
-        if self._options.expendable and borrow.possible(self._config, made):
+        # A frozen child would hold up who lends to it, and no signal but SIGKILL would end that one.
+        if self._options.expendable and not self._frozen and borrow.possible(self._config, made):
             self._launch.pid, failure = borrow.spawn(0, "exec", made, lambda: self._borrow(flags, made))
             if failure is not None:
                 raise failure
@@ -272,10 +279,9 @@ class _Execution:
         trace.step("clone process")
         assert self._launch is not None
         self._inside = self._joiner.files() if self._joiner is not None else []
-        self._launch.pid, failure = borrow.spawn_inside(self._inside, made, lambda: self._borrow(flags, made))
-        if failure is not None:
-            raise failure
+        self._launch.pid = borrow.spawn_inside(self._inside, made, lambda: self._borrow(flags, made))
         if self._launch.pid:
+            self._lent = True
             return True
         self._launch.channel.drain()
         self._inside = None

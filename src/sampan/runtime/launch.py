@@ -9,12 +9,17 @@ from sampan.errors import StageFailed
 from sampan.linux.process import pidfd_getfd, pidfd_open
 from sampan.runtime import channel as talk
 from sampan.runtime import trace
+from sampan.runtime.state import stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sampan.runtime.channel import Channel
+
+
+#: Milliseconds without a word after which a process is looked at.
+_LOOK = 100
 
 
 class Launch:
@@ -31,6 +36,7 @@ class Launch:
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
+        channel.set_patience(_LOOK)
         self.pid = 0
         self.middle = 0
         self.console = -1
@@ -45,7 +51,11 @@ class Launch:
         """
         ready = False
         while True:
-            letter, fields, fd = self.channel.receive()
+            try:
+                letter, fields, fd = self.channel.receive()
+            except BlockingIOError:
+                self._refuse_stopped()
+                continue
             if not letter:
                 break
             if letter == talk.READY:
@@ -58,6 +68,12 @@ class Launch:
         if not ready:
             raise StageFailed("set up container", OSError(0, "the init ended without a word"))
         trace.step("container is set up")
+
+    def _refuse_stopped(self) -> None:
+        """Whoever is in the process's PID namespace may signal it as soon as it is there: it would never go on."""
+        if self.pid and stopped(self.pid):
+            hint = "a process that shares its PID namespace stops what it sees there"
+            raise StageFailed(trace.stage, OSError(0, "the process was stopped on its way"), hint=hint)
 
     def _serve(self, letter: str, fields: tuple[object, ...], fd: int) -> None:
         if letter == talk.BORN:

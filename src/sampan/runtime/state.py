@@ -164,18 +164,28 @@ def start_time(pid: int) -> int:
 
     A pid and its start time name a process for ever; a pid alone does not (proc(5), /proc/PID/stat, field 22).
     """
+    fields = _stat(pid)
+    if not fields or fields[0] in (b"Z", b"X"):
+        return 0
+    return int(fields[19])
+
+
+def stopped(pid: int) -> bool:
+    """Whether process ``pid`` was stopped by a signal or a tracer (field 3)."""
+    return _stat(pid)[:1] in ([b"T"], [b"t"])
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Fields of /proc/PID/stat from the third on; none if it is gone."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
-        return 0
+        return []
     try:
         content = os.read(fd, 4096)
     except ProcessLookupError:
-        return 0
+        return []
     finally:
         os.close(fd)
     # The name, in brackets, may hold anything: fields are counted from the last bracket.
-    fields = content[content.rindex(b")") + 2 :].split()
-    if fields[0] in (b"Z", b"X"):
-        return 0
-    return int(fields[19])
+    return content[content.rindex(b")") + 2 :].split()

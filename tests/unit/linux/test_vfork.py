@@ -112,9 +112,9 @@ def test_a_second_child_joins_by_its_files_and_leads_a_session() -> None:
         os.dup2(writing, 1)
         return _shell("read -r line </proc/self/stat; echo $line")
 
-    pid, number = vfork.spawn_inside([files, files], child)
-    assert number == 0
+    pid = vfork.spawn_inside([files, files], child)
     assert os.waitpid(pid, 0) == (pid, 0)
+    assert vfork.outcome() == 0
     os.close(writing)
     fields = os.read(reading, 1000).decode().split()
     assert [int(fields[number]) for number in (0, 3, 4, 5)] == [pid, os.getpid(), pid, pid]
@@ -124,12 +124,39 @@ def test_a_second_child_joins_by_its_files_and_leads_a_session() -> None:
 
 
 def test_a_second_child_that_cannot_join_says_so() -> None:
-    pid, number = vfork.spawn_inside([os.open("/dev/full", os.O_WRONLY)], lambda: _shell("exit 0"))
+    pid = vfork.spawn_inside([os.open("/dev/full", os.O_WRONLY)], lambda: _shell("exit 0"))
     os.waitpid(pid, 0)
-    assert number == errno.ENOSPC
+    assert vfork.outcome() == errno.ENOSPC
+
+
+def test_a_second_child_that_is_held_up_holds_nobody_up() -> None:
+    reading, writing = os.pipe()
+    full = os.pipe()
+    os.set_blocking(full[1], False)
+    try:
+        while os.write(full[1], bytes(4096)):
+            pass
+    except BlockingIOError:
+        os.set_blocking(full[1], True)
+
+    def child() -> vfork.Image:
+        os.dup2(writing, 1)
+        return _shell("echo $0 $WORD", "WORD=late")
+
+    pid = vfork.spawn_inside([full[1]], child)  # it can't write
+    garbage = [bytes(size) for size in range(1, 5000)]
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    while len(os.read(full[0], 1 << 20)) == 1 << 20:
+        pass
+    assert os.waitpid(pid, 0) == (pid, 0)
+    assert vfork.outcome() == 0
+    assert os.read(reading, 100) == b"sh late\n"
+    assert len(garbage) == 4999
+    for fd in (reading, writing, *full):
+        os.close(fd)
 
 
 def test_no_second_child_of_one_that_has_nothing_to_execute() -> None:
     before = _children()
-    assert vfork.spawn_inside([], lambda: None) == (0, 0)
+    assert vfork.spawn_inside([], lambda: None) == 0
     assert _children() == before
