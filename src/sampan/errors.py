@@ -135,10 +135,10 @@ class StageFailed(SampanError):
     """
 
     def __init__(self, stage: str, cause: OSError, *, path: str = "", hint: str = "") -> None:
-        name = _errno.errorcode.get(cause.errno or 0, "error")
+        name = f"{_errno.errorcode.get(cause.errno, 'error')}: " if cause.errno else ""
         where = path or (os.fsdecode(cause.filename) if cause.filename else "")
         text = cause.strerror or str(cause)
-        super().__init__(f"{stage}{f' at {where}' if where else ''}: {name}: {text}", hint=hint)
+        super().__init__(f"{stage}{f' at {where}' if where else ''}: {name}{text}", hint=hint)
         self.stage = stage
         self.errno = cause.errno
         self.path = where

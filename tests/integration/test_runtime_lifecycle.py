@@ -121,6 +121,17 @@ def test_a_kill_ends_a_paused_container(box: Box) -> None:
     box.handler.delete(box.container_id)
 
 
+def test_a_start_does_not_wait_for_an_init_that_another_has_stopped(box: Box) -> None:
+    box.linux["namespaces"] = [one for one in box.linux["namespaces"] if one["type"] != "pid"]
+    box.linux["namespaces"].append({"type": "pid", "path": "/proc/self/ns/pid"})
+    created = box.create("true")
+    os.kill(created.pid, signal.SIGSTOP)
+    with pytest.raises(StageFailed, match="wait for the program to run: it was stopped on its way"):
+        box.handler.start(box.container_id)
+    assert os.waitstatus_to_exitcode(os.waitpid(created.pid, 0)[1]) == -signal.SIGKILL
+    box.handler.delete(box.container_id)
+
+
 def test_a_paused_container_is_deleted_by_force_at_once(box: Box) -> None:
     created = box.create("sleep", "100")
     box.handler.start(box.container_id)

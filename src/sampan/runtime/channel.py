@@ -103,6 +103,16 @@ class Channel:
         letter, fields = marshal.loads(data)
         return letter, fields, fd
 
+    def silent(self) -> bool:
+        """Whether there is no message now, nor the end."""
+        try:
+            self._end.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            pass
+        return False
+
     def drain(self) -> None:
         """Forget the messages that are there."""
         while True:

@@ -71,7 +71,8 @@ class Launch:
 
     def _refuse_stopped(self) -> None:
         """Whoever is in the process's PID namespace may signal it as soon as it is there: it would never go on."""
-        if self.pid and stopped(self.pid):
+        # Not by itself, as soon as it was the program.
+        if self.pid and stopped(self.pid) and self.channel.silent():
             hint = "a process that shares its PID namespace stops what it sees there"
             raise StageFailed(trace.stage, OSError(0, "the process was stopped on its way"), hint=hint)
 

@@ -17,7 +17,7 @@ from sampan.linux.process import pidfd_open, pidfd_send_signal
 from sampan.runtime import trace
 from sampan.runtime.handler import Created
 from sampan.runtime.options import Options
-from sampan.runtime.state import StateDir, document, dumps, loads, start_time
+from sampan.runtime.state import StateDir, document, dumps, loads, start_time, stopped
 from sampan.spec.runtime_config import validate, validate_resources
 
 TYPE_CHECKING = False
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sampan.runtime.handler import Stdio
 
 _LARGEST_CONFIG = 16 << 20
-_START_TIMEOUT_MS = 60_000
+_LOOK_MS, _START_LOOKS = 100, 600
 _SIGKILL = 9
 
 
@@ -113,7 +113,7 @@ class NativeHandler:
             report = os.open(directory.file("report.fifo"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 os.write(fifo, b"\n")
-                message = _read_report(report, patient=_may_have(record, "startContainer"))
+                message = _read_report(report, record["pid"], patient=_may_have(record, "startContainer"))
             finally:
                 os.close(report)
         finally:
@@ -433,20 +433,29 @@ def read_config(path: str) -> object:
         raise InvalidInput(f"{path} is not JSON: {error}") from None
 
 
-def _read_report(fd: int, *, patient: bool) -> bytes:
+def _read_report(fd: int, pid: int, *, patient: bool) -> bytes:
     """What the starting program says before it is another one: nothing, or an errno and a text.
 
     Args:
         fd: The report fifo; its end comes when the program runs, or when its process has died.
+        pid: That process. It is killed if it was stopped: it would never run.
         patient: Wait without bound: hooks with time limits of their own run first.
 
     Raises:
-        StageFailed: Nothing happened for a minute; the container may be frozen.
+        StageFailed: Nothing happened for a minute, the container may be frozen; or a signal stopped it.
     """
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     message = b""
-    while poll.poll(None if patient else _START_TIMEOUT_MS):
+    looks = 0
+    while patient or looks < _START_LOOKS:
+        if not poll.poll(_LOOK_MS):
+            looks += 1
+            if stopped(pid) and not poll.poll(0):  # not by itself, as soon as it ran
+                os.kill(pid, _SIGKILL)
+                hint = "a process that shares its PID namespace stops what it sees there"
+                raise StageFailed("wait for the program to run", OSError(0, "it was stopped on its way"), hint=hint)
+            continue
         chunk = os.read(fd, 4096)
         if not chunk:
             return message
