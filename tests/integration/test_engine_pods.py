@@ -335,13 +335,52 @@ def test_a_pod_whose_monitor_was_killed_is_ended_and_can_be_removed(here: World,
     p = pod(engine)
     cid = run(engine, p.id, container(here, "sleep", "100"))
     pid = engine.containers.get(cid).pid
-    with open(f"{engine.layout.pod(p.id)}/monitor.json") as file:
-        os.kill(json.load(file)["pid"], signal.SIGKILL)
+    kill_monitor(engine, p.id)
     engine.recover()
     record = engine.containers.get(cid)
     assert (record.state, record.exit_code, record.reason) == ("exited", 255, "Unknown")
     assert not os.path.exists(f"/proc/{pid}/exe") or not os.readlink(f"/proc/{pid}/exe").endswith("busybox")
     assert engine.pods.get(p.id).state == "notready"
+
+
+@pytest.mark.parametrize("handler", ["sampan", "runc"])
+def test_a_runtime_keeps_nothing_of_a_container_whose_monitor_was_killed(
+    here: World, engine: Engine, handler: str
+) -> None:
+    p = pod(engine, handler=handler)
+    cid = run(engine, p.id, container(here, "sleep", "100"))
+    state = Path(engine.layout.runtime(handler), cid)
+    assert state.is_dir()
+    kill_monitor(engine, p.id)
+    engine.pods.stop(p.id)
+    assert not state.exists()
+
+
+def test_state_of_containers_that_nobody_knows_is_collected(here: World, engine: Engine) -> None:
+    other = here.engine("k8s.io")
+    try:
+        elsewhere = Path(engine.layout.runtime("sampan"))
+        known = elsewhere / other.containers.create(pod(other).id, container(here, "true")).id
+        foreign = elsewhere / ("a" * 64)
+        bundle = Path(engine.layout.bundle("b" * 64, foreign.name))
+        unknown = elsewhere / ("c" * 64)
+        strange = elsewhere / "somebodys"
+        for folder in (foreign, bundle, unknown, strange):
+            folder.mkdir(parents=True)
+        (unknown / "config.json").write_text("{}")
+        engine.recover()
+        assert [folder.exists() for folder in (known, foreign, strange, unknown)] == [True, True, True, False]
+        for folder in (foreign, bundle, bundle.parent, strange):
+            folder.rmdir()
+    finally:
+        for each in other.pods.list():
+            other.pods.remove(each.id)
+        other.close()
+
+
+def kill_monitor(engine: Engine, pod_id: str) -> None:
+    with open(f"{engine.layout.pod(pod_id)}/monitor.json") as file:
+        os.kill(json.load(file)["pid"], signal.SIGKILL)
 
 
 @pytest.mark.parametrize("what", ["monitor", "pause"])
@@ -350,8 +389,7 @@ def test_a_pod_that_ends_by_itself_is_told_not_to_be_ready(here: World, engine: 
     p = pod(engine, namespaces=Namespaces(network="pod", pid="pod"))
     cid = run(engine, p.id, container(here, "sleep", "100", namespaces=Namespaces(network="pod", pid="pod")))
     if what == "monitor":
-        with open(f"{engine.layout.pod(p.id)}/monitor.json") as file:
-            os.kill(json.load(file)["pid"], signal.SIGKILL)
+        kill_monitor(engine, p.id)
     else:
         os.kill(engine.pods.get(p.id).pause_pid, signal.SIGKILL)
     deadline = time.monotonic() + 30

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sampan.cgroup import open_group
@@ -18,6 +19,7 @@ from sampan.engine.pods import unique_name
 from sampan.engine.records import Flights, new_id
 from sampan.engine.stats import ContainerStats
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, TimedOut, Unavailable, WrongState
+from sampan.linux import tree
 from sampan.shim.client import read_exit
 from sampan.storage import mount as snapshot_mount
 
@@ -190,8 +192,19 @@ class Containers:
                 _forgive_absence(engine.store.snapshots.remove, key)
         shutil.rmtree(bundle, ignore_errors=True)
         volumes.remove(engine.config.root, record.id)
+        self.forget_state(record)
         if record.cgroup_path and engine.config.cgroup_driver == "cgroupfs":
             open_group(record.cgroup_path).remove()
+
+    def forget_state(self, record: ContainerRecord) -> None:
+        """Remove what the runtime keeps of a container that has ended: its monitor does that, unless it was killed.
+
+        No runtime is called for it, not even another's: one that hangs would hold up the daemon's start.
+        """
+        engine = self._engine
+        with suppress(NotFound, OSError):
+            handler = engine.pod_records.get(record.pod_id).handler
+            tree.remove(f"{engine.runtime_root(handler)}/{record.id}")
 
     def get(self, container_id: str) -> ContainerRecord:
         """The container whose id is or begins with ``container_id``, as it is now.

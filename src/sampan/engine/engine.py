@@ -145,7 +145,7 @@ class Engine:
 
     def _handler_options(self, name: str) -> dict[str, Any]:
         config = self.config.handlers[name]
-        root = config.root or self.layout.runtime(name)
+        root = self.runtime_root(name)
         systemd = self.config.cgroup_driver == "systemd"
         if config.type == "native":
             return {"type": "native", "root": root, "systemd": systemd}
@@ -157,6 +157,11 @@ class Engine:
             "options": list(config.options),
             "timeout": config.timeout,
         }
+
+    def runtime_root(self, handler: str) -> str:
+        """State directory of a handler's runtime; of a handler that is not configured any more, the usual one."""
+        config = self.config.handlers.get(handler)
+        return (config.root if config else "") or self.layout.runtime(handler)
 
     def reload(self, config: EngineConfig) -> None:
         """Take up changed settings of registries and networks; roots and handlers stay until the next start."""

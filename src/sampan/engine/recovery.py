@@ -9,11 +9,14 @@ takes down, so that a call for this very pod waits for it, and none for another;
 as the dead pod's until they are free, so that no new pod gets them before.
 """
 
+import glob
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,7 @@ from sampan.cgroup import open_group
 from sampan.engine.containers import UNKNOWN_EXIT
 from sampan.engine.model import ContainerRecord, PodRecord
 from sampan.errors import NotFound, SampanError, TimedOut, Unavailable
+from sampan.linux import tree
 
 if TYPE_CHECKING:
     from sampan.engine.engine import Engine
@@ -34,6 +38,9 @@ PATIENCE = 3.0
 _NETWORK_PATIENCE = 3.0
 #: Pods that are taken down at a time: a plugin that hangs at one keeps the others from nothing.
 _THREADS = 8
+
+#: Ids of containers, as :func:`sampan.engine.records.new_id` makes them.
+_ID = re.compile(r"[0-9a-f]{64}")
 
 Work = Callable[[], None]
 
@@ -82,6 +89,7 @@ def recover(engine: "Engine") -> Recovery:
     for container in engine.container_records.list():
         if container.state == "creating" and engine.locks.free(container.id):
             engine.containers.discard(container)
+    _collect_state(engine)
     live, work = set(), dict[str, Work]()
     for pod in engine.pod_records.list():
         if pod.state == "creating":
@@ -100,6 +108,37 @@ def recover(engine: "Engine") -> Recovery:
     if not recovery.wait(until - time.monotonic()):
         _LOG.warning("dead pods are still being freed: the daemon serves meanwhile")
     return recovery
+
+
+def _collect_state(engine: "Engine") -> None:
+    """Remove what our own runtime keeps of containers that nobody knows any more.
+
+    That is what lies in the engine's own folder: one that is configured may be a command line's too.
+    """
+    for name, handler in engine.config.handlers.items():
+        if handler.type != "native" or handler.root:
+            continue
+        folder = engine.runtime_root(name)
+        # Listed before the records are: a container has its record before it has state.
+        found = _listed(folder)
+        for container_id in found - _known(engine) if found else ():
+            with suppress(OSError):  # the next start tries again
+                tree.remove(f"{folder}/{container_id}")
+
+
+def _listed(folder: str) -> set[str]:
+    try:
+        return set(filter(_ID.fullmatch, os.listdir(folder)))
+    except FileNotFoundError:
+        return set()
+
+
+def _known(engine: "Engine") -> set[str]:
+    """Ids of the containers of every namespace, and of another store's that has its state here too."""
+    store = engine.store
+    recorded = {found for name in store.namespaces() for found, _ in store.records(name, "containers").list()}
+    bundles = glob.iglob("*/*", root_dir=f"{engine.config.state}/pods")
+    return recorded.union(map(os.path.basename, bundles))
 
 
 def _owners(engine: "Engine", known: set[str]) -> set[str]:
@@ -164,6 +203,7 @@ def end_orphan(engine: "Engine", record: ContainerRecord) -> None:
         if group.exists():
             group.kill()
             group.remove()
+    engine.containers.forget_state(record)
     settled = engine.containers.settle(record)
     if settled.state in ("created", "running"):
         try:
