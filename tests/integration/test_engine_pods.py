@@ -208,6 +208,18 @@ def test_volumes_are_seen_and_readonly_ones_are_not_written(here: World, engine:
     assert (tmp_path / "x").exists()
 
 
+def test_a_volume_hides_no_file_of_the_pod(here: World, engine: Engine, tmp_path: Path) -> None:
+    for name in ("hosts", "hostname", "resolv.conf"):
+        (tmp_path / name).write_text("of the volume")
+    p = pod(engine, hostname="web")
+    volume = container(here, "sleep", "100", mounts=(Mount("/etc", str(tmp_path), readonly=True),))
+    machines = container(here, "sleep", "100", name="d", mounts=(Mount("/dev", "/dev"),))
+    cid, other = run(engine, p.id, volume), run(engine, p.id, machines)
+    assert engine.containers.exec_sync(cid, ["cat", "/etc/hostname"]).stdout == b"web\n"
+    assert engine.containers.exec_sync(cid, ["touch", "/dev/shm/of-the-pod"]).exit_code == 0
+    assert engine.containers.exec_sync(other, ["ls", "/dev/shm"]).stdout == b"of-the-pod\n"
+
+
 def test_a_container_over_a_directory_leaves_it_alone(here: World, engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/sh").write_bytes(Path("/bin/busybox").read_bytes())

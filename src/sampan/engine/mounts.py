@@ -1,6 +1,7 @@
 """The mounts of a container's config.json: the kernel's file systems, the pod's files, the request's volumes."""
 
 import os
+import posixpath
 from typing import Any
 
 from sampan.engine.model import ContainerSpec, IdMapping, Mount
@@ -56,7 +57,7 @@ def pod_mounts(spec: ContainerSpec, files: str, shm: str) -> list[OciMount]:
         files: Directory of the pod's files; empty: none.
         shm: Directory to bind on /dev/shm; empty: a tmpfs of the container's own.
     """
-    taken = {mount.container_path.rstrip("/") for mount in spec.mounts}
+    taken = {_clean(mount.container_path) for mount in spec.mounts}
     access = "ro" if spec.security.readonly_rootfs else "rw"
     mounts: list[OciMount] = []
     for destination, name in POD_FILES.items() if files else ():
@@ -73,7 +74,7 @@ def pod_mounts(spec: ContainerSpec, files: str, shm: str) -> list[OciMount]:
 
 
 def volume_mounts(spec: ContainerSpec, image_paths: dict[int, str]) -> list[OciMount]:
-    """The request's own mounts, parents before what lies in them.
+    """The request's own mounts.
 
     Args:
         spec: The container's request.
@@ -99,7 +100,32 @@ def volume_mounts(spec: ContainerSpec, image_paths: dict[int, str]) -> list[OciM
             )
         else:
             volumes.append(_volume(mount, image_paths.get(position, ""), field))
-    return sorted(volumes, key=lambda volume: str(volume["destination"]).rstrip("/").count("/"))
+    return volumes
+
+
+def arranged(kernel: list[OciMount], pod: list[OciMount], volumes: list[OciMount]) -> list[OciMount]:
+    """All mounts in the order in which they are made: parents before what lies in them, as containerd has it.
+
+    Args:
+        kernel: File systems of the kernel; one at whose place a volume is, is left out, and all in a /dev that is one.
+        pod: What the pod has for its containers; in a volume that propagates it would be seen on the machine, too.
+        volumes: The request's own.
+    """
+    taken = {_clean(volume["destination"]) for volume in volumes}
+    own_dev = ("/dev/",) if "/dev" in taken else ()
+    kept = [mount for mount in kernel if mount["destination"] not in taken and not _inside(mount, own_dev)]
+    shared = tuple(f"{_clean(volume['destination'])}/" for volume in volumes if "rshared" in volume["options"])
+    rest = [*volumes, *(mount for mount in pod if not _inside(mount, shared))]
+    return kept + sorted(rest, key=lambda mount: _clean(mount["destination"]).rstrip("/").count("/"))
+
+
+def _inside(mount: OciMount, folders: tuple[str, ...]) -> bool:
+    return str(mount["destination"]).startswith(folders)
+
+
+def _clean(path: str) -> str:
+    """A path in the container in its only form without dots and repeated slashes."""
+    return posixpath.normpath("/" + path.lstrip("/"))
 
 
 def _volume(mount: Mount, image_path: str, field: str) -> OciMount:

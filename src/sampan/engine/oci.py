@@ -64,11 +64,11 @@ def build(spec: ContainerSpec, pod: PodRecord, image: ContainerConfig, around: S
         "ociVersion": OCI_VERSION,
         "process": process,
         "root": {"path": around.rootfs, "readonly": spec.security.readonly_rootfs},
-        "mounts": [
-            *mounts.kernel_mounts(privileged=privileged),
-            *mounts.pod_mounts(spec, around.files, around.shm),
-            *mounts.volume_mounts(spec, around.image_paths),
-        ],
+        "mounts": mounts.arranged(
+            mounts.kernel_mounts(privileged=privileged),
+            mounts.pod_mounts(spec, around.files, around.shm),
+            mounts.volume_mounts(spec, around.image_paths),
+        ),
         "annotations": around.handler_annotations,
         "linux": linux,
     }
