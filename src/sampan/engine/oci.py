@@ -5,7 +5,7 @@ import signal
 import stat
 from typing import Any, NamedTuple
 
-from sampan.engine import apparmor, limits, mounts, security
+from sampan.engine import apparmor, limits, mounts, podfiles, security
 from sampan.engine.model import ContainerSpec, Device, Namespaces, PodRecord
 from sampan.errors import InvalidInput
 from sampan.image.user import User
@@ -127,8 +127,8 @@ def arguments(spec: ContainerSpec, image: ContainerConfig) -> list[str]:
 def environment(spec: ContainerSpec, pod: PodRecord, image: ContainerConfig, user: User) -> list[str]:
     """``process.env``: defaults, then the image's, then the request's; a later setting replaces an earlier."""
     merged: dict[str, str] = {}
-    hostname = spec.hostname or pod.spec.hostname
-    entries = [DEFAULT_PATH, *([f"HOSTNAME={hostname}"] if hostname else ()), *(["TERM=xterm"] if spec.tty else ())]
+    hostname = spec.hostname or podfiles.hostname_of(pod.spec, pod.id)
+    entries = [DEFAULT_PATH, f"HOSTNAME={hostname}", *(["TERM=xterm"] if spec.tty else ())]
     entries += [*(image.env or ()), *(f"{key}={value}" for key, value in spec.envs)]
     for position, entry in enumerate(entries):
         if "\0" in entry:

@@ -1,12 +1,13 @@
 """config.json of a container, as far as it follows from the request alone."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sampan.engine import mounts, oci
-from sampan.engine.model import ContainerSpec, Metadata, Mount, PodRecord, PodSpec
+from sampan.engine.model import ContainerSpec, Metadata, Mount, Namespaces, PodRecord, PodSpec
 from sampan.image.user import User
 from sampan.spec.image import ContainerConfig
 
@@ -57,6 +58,18 @@ FILES = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"]
 )
 def test_a_volume_hides_nothing_that_lies_in_it(tmp_path: Path, paths: tuple[str, ...], expected: list[str]) -> None:
     assert destinations(document(tmp_path, mounts=volumes(tmp_path, *paths))) == expected
+
+
+@pytest.mark.parametrize(
+    ("pod", "name"),
+    [
+        ({"hostname": "web"}, "web"),
+        ({}, "0123456789ab"),
+        ({"namespaces": Namespaces(network="node")}, os.uname().nodename),
+    ],
+)
+def test_the_host_name_is_in_the_environment(tmp_path: Path, pod: dict[str, Any], name: str) -> None:
+    assert f"HOSTNAME={name}" in document(tmp_path, pod)["process"]["env"]
 
 
 def test_nothing_of_the_pods_is_mounted_where_the_machine_would_see_it() -> None:
