@@ -3,6 +3,8 @@
 import os
 import signal
 import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from sampan.engine import apparmor, limits, mounts, podfiles, security
@@ -16,6 +18,11 @@ DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 #: Devices that a container may open besides those of its request (containerd's list).
 _DEFAULT_DEVICE_RULES = (("c", 1, 3), ("c", 1, 8), ("c", 1, 7), ("c", 5, 0), ("c", 1, 5), ("c", 1, 9), ("c", 5, 1))
+
+#: Folders of /dev that are mounts in every container too, and where others put devices aside (containerd's list).
+_NO_DEVICES = frozenset(("pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"))
+#: A folder that holds more is no folder of devices.
+_MOST_ENTRIES = 1 << 16
 
 
 class Surroundings(NamedTuple):
@@ -151,7 +158,7 @@ def devices(spec: ContainerSpec, *, privileged: bool) -> tuple[list[dict[str, An
         rules.append({"allow": True, "type": kind, "major": major, "minor": minor, "access": "rwm"})
     rules.append({"allow": True, "type": "c", "major": 136, "access": "rwm"})
     if privileged:
-        nodes = [node for path in _machine_devices() for node in _nodes(Device(path, path), "devices")]
+        nodes = _nodes(Device("/dev", "/dev"), "devices")
         rules = [{"allow": True, "access": "rwm"}]
     known = {node["path"] for node in nodes}
     for position, device in enumerate(spec.devices):
@@ -166,51 +173,64 @@ def devices(spec: ContainerSpec, *, privileged: bool) -> tuple[list[dict[str, An
     return nodes, rules
 
 
-def _machine_devices() -> list[str]:
-    """Device nodes in /dev, less the terminals and mounts that every container has of its own."""
-    skip = {"/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd", "/dev/.lxc", "/dev/.lxd-mounts", "/dev/console"}
-    found, pending = [], ["/dev"]
+def _nodes(device: Device, field: str) -> list[dict[str, Any]]:
+    """The node that ``device`` names, or every node in the directory it names."""
+    target = device.container_path or device.host_path
+    try:
+        status = os.stat(device.host_path)
+        if stat.S_ISDIR(status.st_mode):
+            inside = _device_files(device.host_path.rstrip("/"), field)
+            return [_node(target.rstrip("/") + path, status) for path, status in inside]
+    except OSError as error:
+        raise InvalidInput(f"{device.host_path}: {error.strerror}", field=f"{field}.host_path") from error
+    if not _is_device(status):
+        raise InvalidInput(f"{device.host_path} is no device", field=f"{field}.host_path")
+    return [_node(target, status)]
+
+
+def _device_files(folder: str, field: str) -> list[tuple[str, os.stat_result]]:
+    """Device nodes in a directory however deep, by their paths from there on.
+
+    Links are not followed, and terminals and mounts that every container has of its own are left out.
+    """
+    found, pending, left = [], [""], _MOST_ENTRIES
     while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if entry.path in skip or entry.is_symlink():
-                    continue
-                if entry.is_dir():
-                    pending.append(entry.path)
-                elif stat.S_ISCHR(entry.stat().st_mode) or stat.S_ISBLK(entry.stat().st_mode):
-                    found.append(entry.path)
+        below = pending.pop()
+        for entry in _entries(folder + below):
+            left -= 1
+            if left < 0:
+                raise InvalidInput(f"{folder} holds more than {_MOST_ENTRIES} files", field=f"{field}.host_path")
+            path = f"{below}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name not in _NO_DEVICES:
+                    pending.append(path)
+            elif entry.name != "console":
+                with suppress(FileNotFoundError):  # it was unplugged meanwhile
+                    status = entry.stat(follow_symlinks=False)
+                    if _is_device(status):
+                        found.append((path, status))
     return sorted(found)
 
 
-def _nodes(device: Device, field: str) -> list[dict[str, Any]]:
-    """The node that ``device`` names, or every node in the directory it names."""
-    try:
-        status = os.stat(device.host_path)
-    except OSError as error:
-        raise InvalidInput(f"{device.host_path}: {error.strerror}", field=f"{field}.host_path") from error
-    if stat.S_ISDIR(status.st_mode):
-        inside = (f"{device.host_path}/{name}" for name in sorted(os.listdir(device.host_path)))
-        return [
-            node
-            for path in inside
-            if stat.S_ISCHR(os.stat(path).st_mode) or stat.S_ISBLK(os.stat(path).st_mode)
-            for node in _nodes(
-                Device(path, device.container_path + path[len(device.host_path) :], device.permissions), field
-            )
-        ]
-    if not (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)):
-        raise InvalidInput(f"{device.host_path} is no device", field=f"{field}.host_path")
-    return [
-        {
-            "path": device.container_path or device.host_path,
-            "type": "c" if stat.S_ISCHR(status.st_mode) else "b",
-            "major": os.major(status.st_rdev),
-            "minor": os.minor(status.st_rdev),
-            "fileMode": stat.S_IMODE(status.st_mode),
-            "uid": status.st_uid,
-            "gid": status.st_gid,
-        }
-    ]
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        yield from entries
+
+
+def _is_device(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
+
+
+def _node(path: str, status: os.stat_result) -> dict[str, Any]:
+    return {
+        "path": path,
+        "type": "c" if stat.S_ISCHR(status.st_mode) else "b",
+        "major": os.major(status.st_rdev),
+        "minor": os.minor(status.st_rdev),
+        "fileMode": stat.S_IMODE(status.st_mode),
+        "uid": status.st_uid,
+        "gid": status.st_gid,
+    }
 
 
 def stop_signal(*names: str) -> int:
