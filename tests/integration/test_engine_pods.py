@@ -16,9 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from engine_world import World, world
 
+from sampan.engine.config import HandlerConfig
 from sampan.engine.engine import Engine
 from sampan.engine.model import (
     ContainerSpec,
@@ -237,6 +239,17 @@ def test_another_runtime_runs_the_container(here: World, engine: Engine) -> None
     assert os.path.exists(f"{engine.layout.runtime('runc')}/{cid}/state.json")
     engine.containers.stop(cid, 0)
     assert engine.containers.get(cid).exit_code == 137
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_privileged_container_has_the_machines_devices_if_its_handler_gives_them(
+    here: World, engine: Engine, given: bool
+) -> None:
+    handlers = {"sampan": HandlerConfig(privileged_host_devices=given)}
+    engine.config = msgspec.structs.replace(engine.config, handlers=handlers)
+    cid = run(engine, pod(engine).id, container(here, "sleep", "100", security=Security(privileged=True)))
+    tried = engine.containers.exec_sync(cid, ["sh", "-c", "mknod /kmsg c 1 11; head -c 0 /kmsg; ls /dev/kmsg"])
+    assert (tried.exit_code == 0) is (tried.stderr == b"") is given
 
 
 def test_stats_speak_of_the_container(here: World, engine: Engine) -> None:

@@ -102,7 +102,6 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             cdi_spec_dirs=self.cri.cdi_spec_dirs,
             timezone=self.cri.timezone,
             pinned_images=self.cri.pinned_images,
-            unset_seccomp=self.cri.unset_seccomp,
         )
 
 

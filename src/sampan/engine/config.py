@@ -58,5 +58,3 @@ class EngineConfig(msgspec.Struct, frozen=True):
     shm_size: int = 64 << 20
     #: Time zone of containers that mount no /etc/localtime: ``Local`` for the machine's, or a name; empty: the image's.
     timezone: str = ""
-    #: Seccomp profile of containers that ask for none.
-    unset_seccomp: Literal["default", "unconfined"] = "default"

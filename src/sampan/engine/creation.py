@@ -178,8 +178,7 @@ class Creation:
             namespaces=oci.namespaces_for(spec.namespaces, pod, target_pid=target, cgroup_v2=cgroup_v2),
             user=user,
             handler_annotations=self._annotations(),
-            cgroup_v2=cgroup_v2,
-            unset_seccomp=engine.config.unset_seccomp,
+            host_devices=engine.config.handlers[pod.handler].privileged_host_devices,
         )
 
     def _annotations(self) -> dict[str, str]:

@@ -239,7 +239,6 @@ class ContainerRecord(msgspec.Struct, kw_only=True):
     resources: Resources = Resources()
     #: User, group and supplementary groups that its process was started with.
     user: tuple[int, int, tuple[int, ...]] | None = None
-    restart_count: int = 0
 
 
 class ImageRecord(msgspec.Struct, kw_only=True, frozen=True):

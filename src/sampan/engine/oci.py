@@ -39,9 +39,8 @@ class Surroundings(NamedTuple):
     namespaces: dict[str, str]
     user: User
     handler_annotations: dict[str, str]
-    #: Whether containers have a cgroup namespace: only on a machine of cgroup v2 alone.
-    cgroup_v2: bool
-    unset_seccomp: str
+    #: Whether a privileged container has every device of the machine.
+    host_devices: bool
 
 
 def build(spec: ContainerSpec, pod: PodRecord, image: ContainerConfig, around: Surroundings) -> dict[str, Any]:
@@ -62,7 +61,7 @@ def build(spec: ContainerSpec, pod: PodRecord, image: ContainerConfig, around: S
     if around.namespaces.get("user") is not None:
         linux["uidMappings"] = mounts.oci_mappings(pod.spec.namespaces.uid_mappings)
         linux["gidMappings"] = mounts.oci_mappings(pod.spec.namespaces.gid_mappings)
-    linux["devices"], linux["resources"]["devices"] = devices(spec, privileged=privileged)
+    linux["devices"], linux["resources"]["devices"] = devices(spec, host_devices=privileged and around.host_devices)
     process = _process(spec, pod, image, around)
     profile = security.seccomp(spec.security, process["capabilities"]["bounding"])
     if profile is not None:
@@ -146,8 +145,12 @@ def environment(spec: ContainerSpec, pod: PodRecord, image: ContainerConfig, use
     return [f"{name}={value}" for name, value in merged.items()]
 
 
-def devices(spec: ContainerSpec, *, privileged: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def devices(spec: ContainerSpec, *, host_devices: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """``linux.devices`` and ``linux.resources.devices``.
+
+    Args:
+        spec: The container's request.
+        host_devices: Give it every device of the machine.
 
     Raises:
         InvalidInput: A device of the request is missing or is no device.
@@ -157,7 +160,7 @@ def devices(spec: ContainerSpec, *, privileged: bool) -> tuple[list[dict[str, An
     for kind, major, minor in _DEFAULT_DEVICE_RULES:
         rules.append({"allow": True, "type": kind, "major": major, "minor": minor, "access": "rwm"})
     rules.append({"allow": True, "type": "c", "major": 136, "access": "rwm"})
-    if privileged:
+    if host_devices:
         nodes = _nodes(Device("/dev", "/dev"), "devices")
         rules = [{"allow": True, "access": "rwm"}]
     known = {node["path"] for node in nodes}

@@ -26,8 +26,7 @@ def document(tmp_path: Path, pod: dict[str, Any] | None = None, **fields: Any) -
         namespaces={"mount": ""},
         user=User(uid=0, gid=0, groups=(), home="/", name=""),
         handler_annotations={},
-        cgroup_v2=False,
-        unset_seccomp="default",
+        host_devices=True,
     )
     record = PodRecord(id="0123456789abcdef", spec=PodSpec(Metadata("p"), **(pod or {})), handler="", created_at=0)
     spec = ContainerSpec(Metadata("c"), command=("true",), **fields)
@@ -96,7 +95,7 @@ def bus(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_folder_of_devices_is_given_whole(bus: Path, slash: str) -> None:
-    nodes, rules = oci.devices(container(Device(f"{bus}{slash}", f"/dev/b{slash}", "rw")), privileged=False)
+    nodes, rules = oci.devices(container(Device(f"{bus}{slash}", f"/dev/b{slash}", "rw")), host_devices=False)
     assert [(node["path"], node["type"], node["major"], node["minor"]) for node in nodes] == [
         ("/dev/b/001/deep/7", "c", 189, 6),
         ("/dev/b/disk", "b", 7, 0),
@@ -107,7 +106,7 @@ def test_a_folder_of_devices_is_given_whole(bus: Path, slash: str) -> None:
 def test_a_folder_that_is_too_large_for_devices_is_refused(bus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oci, "_MOST_ENTRIES", 9)
     with pytest.raises(InvalidInput, match=r"^devices\[0\]\.host_path: .* more than 9 files"):
-        oci.devices(container(Device(str(bus), "")), privileged=False)
+        oci.devices(container(Device(str(bus), "")), host_devices=False)
 
 
 def test_nothing_of_the_pods_is_mounted_where_the_machine_would_see_it() -> None:
