@@ -57,7 +57,7 @@ def pod_mounts(spec: ContainerSpec, files: str, shm: str) -> list[OciMount]:
         files: Directory of the pod's files; empty: none.
         shm: Directory to bind on /dev/shm; empty: a tmpfs of the container's own.
     """
-    taken = {_clean(mount.container_path) for mount in spec.mounts}
+    taken = {normalized(mount.container_path) for mount in spec.mounts}
     access = "ro" if spec.security.readonly_rootfs else "rw"
     mounts: list[OciMount] = []
     for destination, name in POD_FILES.items() if files else ():
@@ -111,19 +111,19 @@ def arranged(kernel: list[OciMount], pod: list[OciMount], volumes: list[OciMount
         pod: What the pod has for its containers; in a volume that propagates it would be seen on the machine, too.
         volumes: The request's own.
     """
-    taken = {_clean(volume["destination"]) for volume in volumes}
+    taken = {normalized(volume["destination"]) for volume in volumes}
     own_dev = ("/dev/",) if "/dev" in taken else ()
     kept = [mount for mount in kernel if mount["destination"] not in taken and not _inside(mount, own_dev)]
-    shared = tuple(f"{_clean(volume['destination'])}/" for volume in volumes if "rshared" in volume["options"])
+    shared = tuple(f"{normalized(volume['destination'])}/" for volume in volumes if "rshared" in volume["options"])
     rest = [*volumes, *(mount for mount in pod if not _inside(mount, shared))]
-    return kept + sorted(rest, key=lambda mount: _clean(mount["destination"]).rstrip("/").count("/"))
+    return kept + sorted(rest, key=lambda mount: normalized(mount["destination"]).rstrip("/").count("/"))
 
 
 def _inside(mount: OciMount, folders: tuple[str, ...]) -> bool:
     return str(mount["destination"]).startswith(folders)
 
 
-def _clean(path: str) -> str:
+def normalized(path: str) -> str:
     """A path in the container in its only form without dots and repeated slashes."""
     return posixpath.normpath("/" + path.lstrip("/"))
 

@@ -5,12 +5,12 @@ and name alone.
 """
 
 import os
-import posixpath
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
 from sampan.engine.model import PodRecord
+from sampan.engine.mounts import normalized
 from sampan.errors import InvalidInput, StageFailed
 from sampan.linux import tree
 from sampan.linux.resolve import openat2
@@ -22,17 +22,17 @@ _ZONES = "/usr/share/zoneinfo"
 
 
 def declared(volumes: Iterable[str] | None, taken: Iterable[str]) -> list[str]:
-    """Paths of an image's volumes, less those where the request mounts something itself.
+    """Paths of an image's volumes, less those where the request mounts something itself; all begin at its root.
 
     Raises:
-        InvalidInput: A path leads out of the image.
+        InvalidInput: A path is none, or there are too many.
     """
-    occupied = {posixpath.normpath(path) for path in taken}
+    occupied = set(map(normalized, taken))
     found = []
     for path in volumes or ():
-        if not path.startswith("/") or ".." in path.split("/") or "\0" in path:
-            raise InvalidInput(f"the image's volume {path[:100]!r} is not an absolute path without ..", field="image")
-        clean = posixpath.normpath(path)
+        if "\0" in path:
+            raise InvalidInput(f"the image's volume {path[:100]!r} holds a NUL byte", field="image")
+        clean = normalized(path)
         if clean != "/" and clean not in occupied and clean not in found:
             found.append(clean)
     if len(found) > _MOST:

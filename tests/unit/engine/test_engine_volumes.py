@@ -1,11 +1,21 @@
-"""Volumes that images declare: what a container left in them goes with it."""
+"""Volumes that images declare: where they are, and that what a container left in them goes with it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import pytest
+
 from sampan.engine import volumes
+from sampan.errors import InvalidInput
+
+
+def test_volumes_begin_at_the_root() -> None:
+    paths = ["data", "/a/../b", "../../c/", "//d/./e", "/", ".", "", "/data", "/taken/"]
+    assert volumes.declared(paths, ["//taken"]) == ["/data", "/b", "/c", "/d/e"]
+    with pytest.raises(InvalidInput, match="NUL"):
+        volumes.declared(["/a\0b"], [])
 
 
 def test_what_a_container_nested_deeper_than_a_stack_goes(tmp_path: Path) -> None:
