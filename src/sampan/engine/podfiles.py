@@ -25,7 +25,7 @@ def write(directory: str, spec: PodSpec, hostname: str, ips: tuple[str, ...], dn
         spec: The pod's request.
         hostname: The pod's host name.
         ips: The pod's addresses.
-        dns: What resolv.conf is to say; None: what the machine's says.
+        dns: What resolv.conf is to say; None, or nothing in it: what the machine's says.
     """
     os.makedirs(directory, 0o755, exist_ok=True)
     _write(f"{directory}/hostname", hostname + "\n")
@@ -33,7 +33,7 @@ def write(directory: str, spec: PodSpec, hostname: str, ips: tuple[str, ...], dn
         _copy("/etc/hosts", f"{directory}/hosts")
     else:
         _write(f"{directory}/hosts", _LOCALHOST + "".join(f"{ip}\t{hostname}\n" for ip in ips))
-    if dns is None:
+    if dns in (None, Dns()):
         _copy("/etc/resolv.conf", f"{directory}/resolv.conf")
     else:
         _write(f"{directory}/resolv.conf", _resolv_conf(dns))
