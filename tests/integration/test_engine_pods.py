@@ -24,6 +24,7 @@ from sampan.engine.config import HandlerConfig
 from sampan.engine.engine import Engine
 from sampan.engine.model import (
     ContainerSpec,
+    IdMapping,
     Metadata,
     Mount,
     Namespaces,
@@ -119,6 +120,18 @@ def test_a_target_must_be_of_the_same_pod(here: World, engine: Engine) -> None:
     assert [found.id for found in engine.containers.list()] == [cid]
     two = run(engine, one.id, container(here, "sleep", "200", name="two", namespaces=modes))
     assert "sleep 100" in engine.containers.exec_sync(two, ["ps"]).stdout.decode()
+
+
+MAPPING = (IdMapping(0, 1 << 20, 65536),)
+MAPPED = Namespaces(uid_mappings=MAPPING, gid_mappings=MAPPING)
+
+
+def test_a_pods_files_are_its_roots_to_write(here: World, engine: Engine) -> None:
+    p = pod(engine, hostname="web", namespaces=MAPPED)
+    cid = run(engine, p.id, container(here, "sleep", "100", namespaces=MAPPED))
+    append = "for name in hosts hostname resolv.conf; do echo '# more' >> /etc/$name && stat -c %u:%g /etc/$name; done"
+    assert engine.containers.exec_sync(cid, ["sh", "-c", append]).stdout == b"0:0\n" * 3
+    assert engine.containers.exec_sync(cid, ["cat", "/etc/hostname"]).stdout == b"web\n# more\n"
 
 
 def test_limits_reach_the_kernel_and_can_be_changed(here: World, engine: Engine) -> None:

@@ -3,7 +3,7 @@
 import os
 import shutil
 
-from sampan.engine.model import Dns, PodSpec
+from sampan.engine.model import Dns, IdMapping, PodSpec
 from sampan.errors import StageFailed
 from sampan.linux.mount import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID, mount, umount
 
@@ -37,6 +37,24 @@ def write(directory: str, spec: PodSpec, hostname: str, ips: tuple[str, ...], dn
         _copy("/etc/resolv.conf", f"{directory}/resolv.conf")
     else:
         _write(f"{directory}/resolv.conf", _resolv_conf(dns))
+    _give_to_root(directory, spec)
+
+
+def _give_to_root(directory: str, spec: PodSpec) -> None:
+    """Let the root of a pod with a user namespace write its files.
+
+    That their owners were seen through its mappings would do too, but only on Linux 6.3 and later, where a tmpfs can be
+    mounted so.
+    """
+    owners = (_root(spec.namespaces.uid_mappings), _root(spec.namespaces.gid_mappings))
+    if owners != (-1, -1):
+        for name in ("hosts", "hostname", "resolv.conf"):
+            os.chown(f"{directory}/{name}", *owners)
+
+
+def _root(mappings: tuple[IdMapping, ...]) -> int:
+    """The machine's id for id 0 of a user namespace; -1, which changes no owner, if it has none."""
+    return next((mapping.host_id for mapping in mappings if mapping.container_id == 0), -1)
 
 
 def mount_shm(directory: str, size: int) -> str:
