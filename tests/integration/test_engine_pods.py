@@ -134,6 +134,22 @@ def test_a_pods_files_are_its_roots_to_write(here: World, engine: Engine) -> Non
     assert engine.containers.exec_sync(cid, ["cat", "/etc/hostname"]).stdout == b"web\n# more\n"
 
 
+@pytest.mark.parametrize(
+    ("had", "wanted"),
+    [
+        (Namespaces(), MAPPED),
+        (MAPPED, Namespaces(uid_mappings=(IdMapping(0, 2 << 20, 65536),), gid_mappings=MAPPING)),
+        (MAPPED, Namespaces(uid_mappings=MAPPING, gid_mappings=(IdMapping(0, 1 << 20, 1),))),
+    ],
+)
+def test_a_container_is_given_no_other_user_namespace_than_it_asks_for(
+    here: World, engine: Engine, had: Namespaces, wanted: Namespaces
+) -> None:
+    p = pod(engine, namespaces=had)
+    with pytest.raises(InvalidInput, match=r"^namespaces\.[ug]id_mappings: differs from the pod's"):
+        engine.containers.create(p.id, container(here, "true", namespaces=wanted))
+
+
 def test_limits_reach_the_kernel_and_can_be_changed(here: World, engine: Engine) -> None:
     limits = Resources(cpu_period=100_000, cpu_quota=10_000, memory_limit=32 << 20, pids_limit=50)
     cid = run(engine, pod(engine).id, container(here, "sleep", "100", resources=limits))
@@ -287,6 +303,7 @@ def test_stats_speak_of_the_container(here: World, engine: Engine) -> None:
         ({"handler": "nosuch"}, "no runtime handler"),
         ({"cgroup_parent": "/../../x"}, "cgroup"),
         ({"network": "nosuch"}, "nosuch"),
+        ({"namespaces": msgspec.structs.replace(MAPPED, network="node")}, "uid_mappings: can't be had"),
         ({"ports": (PortMapping(80, 70000),)}, "no port"),
     ],
 )

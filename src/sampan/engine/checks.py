@@ -2,7 +2,7 @@
 
 import re
 
-from sampan.engine.model import ContainerSpec, Metadata, PodSpec
+from sampan.engine.model import ContainerSpec, Metadata, Namespaces, PodSpec
 from sampan.engine.oci import stop_signal
 from sampan.errors import InvalidInput
 
@@ -40,6 +40,9 @@ def pod(spec: PodSpec) -> None:
         raise InvalidInput(f'"{spec.hostname}" is no host name of at most 64 characters', field="hostname")
     for name, value in spec.sysctls.items():
         _sysctl(spec, name, value)
+    if spec.namespaces.network == "node" and (spec.namespaces.uid_mappings or spec.namespaces.gid_mappings):
+        # Nobody but the owner of a network namespace may mount the sysfs that shows it.
+        raise InvalidInput("can't be had with the machine's network namespace", field="namespaces.uid_mappings")
     _cgroup_parent(spec.cgroup_parent)
     if spec.log_directory and not spec.log_directory.startswith("/"):
         raise InvalidInput(f'"{spec.log_directory}" is not absolute', field="log_directory")
@@ -73,6 +76,19 @@ def container(spec: ContainerSpec) -> None:
             raise InvalidInput("holds a NUL byte", field=f"mounts[{position}]")
     _labels(spec.labels, "labels")
     _labels(spec.annotations, "annotations")
+
+
+def user_namespace(wanted: Namespaces, pod: Namespaces) -> None:
+    """Check that a container that asks for a user namespace asks for its pod's; one that doesn't ask gets that too.
+
+    Raises:
+        InvalidInput: Names the field.
+    """
+    if not (wanted.uid_mappings or wanted.gid_mappings):
+        return
+    for field in ("uid_mappings", "gid_mappings"):
+        if getattr(wanted, field) != getattr(pod, field):
+            raise InvalidInput("differs from the pod's", field=f"namespaces.{field}", hint="ask for the same in both")
 
 
 def _metadata(metadata: Metadata) -> None:

@@ -57,6 +57,7 @@ class Containers:
         """
         checks.container(spec)
         pod = self._engine.pods.get(pod_id)
+        checks.user_namespace(spec.namespaces, pod.spec.namespaces)
         name = f"{pod.id}/{unique_name(spec.metadata)}"
         return self._flights.do(name, lambda: self._create(name, pod, spec))
 
