@@ -251,6 +251,15 @@ def test_a_volume_hides_no_file_of_the_pod(here: World, engine: Engine, tmp_path
     assert engine.containers.exec_sync(other, ["ls", "/dev/shm"]).stdout == b"of-the-pod\n"
 
 
+@pytest.mark.parametrize("path", ["/dev", "/proc", "/sys", "/sys/fs/cgroup"])
+def test_the_machines_own_file_systems_may_be_volumes(here: World, engine: Engine, path: str) -> None:
+    security = Security(privileged=True, readonly_rootfs=True)
+    spec = container(here, "sleep", "100", mounts=(Mount(path, path),), security=security)
+    cid = run(engine, pod(engine).id, spec)
+    seen = engine.containers.exec_sync(cid, ["stat", "-c", "%d", path])
+    assert (seen.stdout, seen.stderr) == (b"%d\n" % os.stat(path).st_dev, b"")
+
+
 def test_a_container_over_a_directory_leaves_it_alone(here: World, engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/sh").write_bytes(Path("/bin/busybox").read_bytes())

@@ -107,20 +107,23 @@ def arranged(kernel: list[OciMount], pod: list[OciMount], volumes: list[OciMount
     """All mounts in the order in which they are made: parents before what lies in them, as containerd has it.
 
     Args:
-        kernel: File systems of the kernel; one at whose place a volume is, is left out, and all in a /dev that is one.
+        kernel: File systems of the kernel, less those that a volume would hide.
         pod: What the pod has for its containers; in a volume that propagates it would be seen on the machine, too.
         volumes: The request's own.
     """
-    taken = {normalized(volume["destination"]) for volume in volumes}
-    own_dev = ("/dev/",) if "/dev" in taken else ()
-    kept = [mount for mount in kernel if mount["destination"] not in taken and not _inside(mount, own_dev)]
-    shared = tuple(f"{normalized(volume['destination'])}/" for volume in volumes if "rshared" in volume["options"])
-    rest = [*volumes, *(mount for mount in pod if not _inside(mount, shared))]
-    return kept + sorted(rest, key=lambda mount: normalized(mount["destination"]).rstrip("/").count("/"))
+    shared = [volume for volume in volumes if "rshared" in volume["options"]]
+    rest = [*volumes, *_outside(shared, pod)]
+    return _outside(volumes, kernel) + sorted(rest, key=lambda mount: _folder(mount).count("/"))
 
 
-def _inside(mount: OciMount, folders: tuple[str, ...]) -> bool:
-    return str(mount["destination"]).startswith(folders)
+def _outside(volumes: list[OciMount], mounts: list[OciMount]) -> list[OciMount]:
+    """Those of ``mounts`` that are neither at nor below the place of a volume."""
+    folders = tuple(map(_folder, volumes))
+    return [mount for mount in mounts if not _folder(mount).startswith(folders)]
+
+
+def _folder(mount: OciMount) -> str:
+    return normalized(mount["destination"]).rstrip("/") + "/"
 
 
 def normalized(path: str) -> str:

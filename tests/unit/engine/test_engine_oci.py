@@ -57,6 +57,7 @@ FILES = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"]
         (("/etc/", "/etc/hosts"), [*KERNEL, "/etc/", "/etc/hosts", *FILES[1:], "/dev/shm"]),
         (("/etc/./hosts",), [*KERNEL, "/etc/./hosts", *FILES[1:], "/dev/shm"]),
         (("/dev",), ["/proc", "/sys", "/sys/fs/cgroup", "/dev", *FILES, "/dev/shm"]),
+        (("/sys", "/devices"), [*KERNEL[:4], "/sys", "/devices", *FILES, "/dev/shm"]),
         (("/sys/fs/cgroup",), [*KERNEL[:-1], *FILES, "/dev/shm", "/sys/fs/cgroup"]),
         (("/dev/shm/x", "/dev/shm"), [*KERNEL, "/dev/shm", *FILES, "/dev/shm/x"]),
     ],
