@@ -89,6 +89,21 @@ def test_a_second_follower_costs_the_first_nothing(daemon: Daemon) -> None:
     first.leave()
 
 
+def test_a_container_has_one_status_in_every_call(daemon: Daemon) -> None:
+    """By which a kubelet tells whether something has changed: the image's digest, and its signal."""
+    follower = Follower(daemon)
+    pod = run_pod(daemon, "same")
+    container = run_container(daemon, pod, "sleep", "1000")
+    follower.until(container, STARTED)
+    follower.leave()
+    alone = daemon.runtime.ContainerStatus(pb.ContainerStatusRequest(container_id=container)).status
+    assert alone.image_ref.startswith(daemon.image.image.rpartition(":")[0] + "@sha256:")
+    assert alone.stop_signal == pb.SIGTERM
+    asked = pb.PodSandboxStatusRequest(pod_sandbox_id=pod)
+    assert list(daemon.runtime.PodSandboxStatus(asked).containers_statuses) == [alone]
+    assert list(follower.events[-1].containers_statuses) == [alone]
+
+
 def test_what_happens_while_the_daemon_is_dead_is_told_to_who_followed_it(daemon: Daemon) -> None:
     pod = run_pod(daemon, "crash")
     container = run_container(daemon, pod, "sleep", "1000")

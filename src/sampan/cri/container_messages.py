@@ -1,8 +1,16 @@
 """From the engine's container records to messages."""
 
+from collections.abc import Iterable
+from functools import cache
+from typing import TYPE_CHECKING
+
 from sampan.cri import api_pb2 as pb
 from sampan.cri import pod_messages, signals
 from sampan.engine.model import ContainerRecord, ImageRecord, Mount, Resources
+from sampan.errors import NotFound
+
+if TYPE_CHECKING:
+    from sampan.engine.images import Images
 
 _STATES: dict[str, pb.ContainerState.ValueType] = {
     "created": pb.CONTAINER_CREATED,
@@ -16,6 +24,8 @@ _PROPAGATIONS: dict[str, pb.MountPropagation.ValueType] = {
 }
 #: What a kubelet shows of an exit that the engine gives no reason for.
 _SUCCEEDED, _FAILED = "Completed", "Error"
+#: What a container is stopped with if neither it nor its image names a signal.
+_STOP_SIGNAL = "SIGTERM"
 
 
 def state(container: ContainerRecord) -> pb.ContainerState.ValueType:
@@ -51,6 +61,33 @@ def listed(container: ContainerRecord) -> pb.Container:
         annotations=container.spec.annotations,
         image_id=container.image_id,
     )
+
+
+def statuses(images: "Images", containers: Iterable[ContainerRecord]) -> list[pb.ContainerStatus]:
+    """Containers in full, the same in every call that tells of them.
+
+    Args:
+        images: What their images are called now, and what those say.
+        containers: The records. To look for an image is to look at all names, so it is done once for each image.
+    """
+
+    @cache
+    def found(image_id: str) -> tuple[ImageRecord | None, str]:
+        return _found(images, image_id)
+
+    return [status(container, *found(container.image_id)) for container in containers]
+
+
+def _found(images: "Images", image_id: str) -> tuple[ImageRecord | None, str]:
+    """An image, if it is still there, and the signal that its containers are stopped with."""
+    try:
+        image = images.resolve(image_id) if image_id else None
+    except NotFound:
+        image = None
+    if image is None:
+        return None, _STOP_SIGNAL
+    config = image.config.config
+    return image.record, (config.stop_signal if config else None) or _STOP_SIGNAL
 
 
 def status(container: ContainerRecord, image: ImageRecord | None, stop_signal: str = "") -> pb.ContainerStatus:

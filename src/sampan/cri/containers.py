@@ -10,7 +10,7 @@ from sampan.cri import api_pb2 as pb
 from sampan.cri import common_requests, container_messages, container_requests, fields, lists
 from sampan.cri.encoding import Encoded, Field
 from sampan.engine.engine import Engine
-from sampan.engine.model import ContainerRecord, ImageRecord
+from sampan.engine.model import ContainerRecord
 from sampan.errors import InvalidInput, NotFound
 
 _STATES = {
@@ -106,19 +106,11 @@ class Containers:
     ) -> pb.ContainerStatusResponse:
         """One container."""
         container = self._engine.containers.get(fields.identifier(request.container_id, "container_id"))
-        signal = self._engine.images.config_of(container).stop_signal or "SIGTERM"
-        response = pb.ContainerStatusResponse(
-            status=container_messages.status(container, self._image(container), signal)
-        )
+        (status,) = container_messages.statuses(self._engine.images, [container])
+        response = pb.ContainerStatusResponse(status=status)
         if request.verbose:
             response.info["info"] = self._info(container)
         return response
-
-    def _image(self, container: ContainerRecord) -> ImageRecord | None:
-        try:
-            return self._engine.images.get(container.image_id) if container.image_id else None
-        except NotFound:
-            return None
 
     def _info(self, container: ContainerRecord) -> str:
         """What ``crictl inspect`` shows beside the status; the keys are those that tools know from containerd."""

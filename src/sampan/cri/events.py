@@ -68,7 +68,7 @@ class Events:
             if pod is not None:
                 message.pod_sandbox_status.CopyFrom(pod_messages.status(pod))
                 containers = self._engine.containers.list(pod_id=pod.id)
-                message.containers_statuses.extend(container_messages.status(each, None) for each in containers)
+                message.containers_statuses.extend(container_messages.statuses(self._engine.images, containers))
             yield message
 
     def _pod(self, event: Event) -> PodRecord | None:

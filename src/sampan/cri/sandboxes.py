@@ -67,7 +67,7 @@ class Sandboxes:
         containers = self._engine.containers.list(pod_id=pod.id)
         response = pb.PodSandboxStatusResponse(
             status=pod_messages.status(pod),
-            containers_statuses=[container_messages.status(each, None) for each in containers],
+            containers_statuses=container_messages.statuses(self._engine.images, containers),
             timestamp=now,
         )
         if request.verbose:
