@@ -397,6 +397,24 @@ def test_running_out_of_memory_is_told_each_time(daemon: World) -> None:
     assert reasons == [("OOMKilled", 137)] * 20
 
 
+def test_as_many_annotations_as_kubernetes_allows_and_those_of_a_kubelet(daemon: World) -> None:
+    most = {"user.example/most": "x" * ((256 << 10) - 17)}
+    own = {"kubernetes.io/config.seen": "2026-01-01T00:00:00Z", "kubernetes.io/config.source": "api"}
+    container = run(daemon, run_pod(daemon, annotations={**most, **own}), annotations={**most, **own})
+    status = daemon.runtime.ContainerStatus(pb.ContainerStatusRequest(container_id=container)).status
+    assert status.annotations == {**most, **own}
+    with pytest.raises(grpc.RpcError) as caught:
+        run_pod(daemon, "more", annotations={"user.example/more": "x" * (1 << 20)})
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_paths_in_a_container_may_climb_as_far_as_its_root(daemon: World, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("here")
+    mount = pb.Mount(host_path=str(tmp_path), container_path="/data/../../../over")
+    container = run(daemon, run_pod(daemon), mounts=[mount], working_dir="/data/deep/../../over/.")
+    assert output(daemon, container, "readlink /proc/self/cwd; cat /over/file") == "/over\nhere"
+
+
 def test_annotations_and_sysctls_inject_nothing(daemon: World) -> None:
     """CVE-2022-0811: what is written into a value is never more than a value."""
     before = Path("/proc/sys/kernel/core_pattern").read_text()

@@ -82,6 +82,22 @@ def test_memory_with_swap(daemon: Daemon) -> None:
     assert told(daemon, container).memory_swap_limit_in_bytes == 128 * MIB
 
 
+def test_shares_of_the_processor_are_told_as_they_are_in_force(daemon: Daemon) -> None:
+    container = run(daemon, cpu_shares=1)
+    assert told(daemon, container).cpu_shares == 2
+    update(daemon, container, cpu_shares=1 << 18)
+    assert told(daemon, container).cpu_shares == 1 << 18
+    if "cpu" in layout().controllers:
+        assert value("cpu", container, "cpu.shares") == str(1 << 18)
+    for wrong in ((1 << 18) + 1, 1 << 40, -1):
+        with pytest.raises(grpc.RpcError) as caught:
+            update(daemon, container, cpu_shares=wrong)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert caught.value.details().startswith("linux.cpu_shares: ")
+    update(daemon, container, cpu_shares=1)
+    assert told(daemon, container).cpu_shares == 2
+
+
 def test_huge_pages_as_a_kubelet_sends_them(daemon: Daemon) -> None:
     if not limits.counts_huge_pages(layout()):
         run(daemon, hugepage_limits=[pb.HugepageLimit(page_size="2MB", limit=0)])

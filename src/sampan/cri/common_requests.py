@@ -19,6 +19,8 @@ from sampan.errors import InvalidInput
 #: The highest user or group id: (uid_t)-1 means "no change" to the kernel (setuid(2)).
 ID_LIMIT = (1 << 32) - 2
 _INT64 = (1 << 63) - 1
+#: Shares outside of these are made one of them by the kernel (MIN_SHARES and MAX_SHARES of its scheduler).
+_SHARES = (2, 1 << 18)
 
 _MODES: dict[int, NamespaceMode] = {pb.POD: "pod", pb.CONTAINER: "container", pb.NODE: "node", pb.TARGET: "target"}
 _SHARED: dict[int, NamespaceMode] = {pb.POD: "pod", pb.NODE: "node"}
@@ -139,7 +141,7 @@ def resources(given: pb.LinuxContainerResources, field: str) -> Resources:
     return Resources(
         cpu_period=number("cpu_period", 1000, 1_000_000),
         cpu_quota=_quota(given.cpu_quota, f"{field}.cpu_quota"),
-        cpu_shares=number("cpu_shares", 0),
+        cpu_shares=_shares(given.cpu_shares, f"{field}.cpu_shares"),
         cpuset_cpus=_cpuset(given.cpuset_cpus, f"{field}.cpuset_cpus"),
         cpuset_mems=_cpuset(given.cpuset_mems, f"{field}.cpuset_mems"),
         memory_limit=number("memory_limit_in_bytes", -1),
@@ -154,6 +156,12 @@ def _quota(value: int, field: str) -> int | None:
     if not value:
         return None
     return -1 if value < 0 else fields.between(value, 1000, _INT64 // 1000, field)
+
+
+def _shares(value: int, field: str) -> int | None:
+    """Shares as they come to be in force, so that a status tells those."""
+    least, most = _SHARES
+    return max(least, fields.between(value, 1, most, field)) if value else None
 
 
 def _cpuset(value: str, field: str) -> str:

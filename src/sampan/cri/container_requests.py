@@ -41,7 +41,7 @@ def container_spec(
         image_ref=image,
         command=fields.arguments(config.command, f"{field}.command"),
         args=fields.arguments(config.args, f"{field}.args"),
-        working_dir=fields.absolute(config.working_dir, f"{field}.working_dir"),
+        working_dir=fields.inside(config.working_dir, f"{field}.working_dir"),
         envs=_envs(config.envs, f"{field}.envs"),
         mounts=_mounts(config.mounts, f"{field}.mounts"),
         devices=_devices(config.devices, f"{field}.devices"),
@@ -96,7 +96,7 @@ def _mount(mount: pb.Mount, field: str) -> Mount:
         if propagation != "private":
             raise InvalidInput("needs private propagation", field=f"{field}.recursive_read_only")
     return Mount(
-        container_path=fields.absolute(mount.container_path, f"{field}.container_path", required=True),
+        container_path=fields.inside(mount.container_path, f"{field}.container_path", required=True),
         host_path=host_path,
         readonly=mount.readonly,
         recursive_readonly=mount.recursive_read_only,
@@ -117,7 +117,7 @@ def _devices(given: Iterable[pb.Device], field: str) -> tuple[Device, ...]:
         if not letters or len(set(letters)) != len(letters) or set(letters) - set("rwm"):
             raise InvalidInput(f"{letters[:60]!r} is not letters of rwm", field=f"{at}.permissions")
         host_path = fields.absolute(device.host_path, f"{at}.host_path", required=True)
-        inside = fields.absolute(device.container_path, f"{at}.container_path") or host_path
+        inside = fields.inside(device.container_path, f"{at}.container_path") or host_path
         found.append(Device(host_path=host_path, container_path=inside, permissions=letters))
     return tuple(found)
 

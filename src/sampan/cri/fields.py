@@ -21,7 +21,7 @@ PATH_LIMIT = 4095
 ARGUMENT_LIMIT = (128 << 10) - 1
 #: Arguments and environment together (execve(2): a quarter of the default stack limit).
 ARGUMENTS_LIMIT = 2 << 20
-#: Labels, or annotations, of one object together: Kubernetes allows annotations 256 KiB.
+#: Labels, or annotations, of one object together: Kubernetes allows annotations 256 KiB, and a kubelet adds its own.
 MAP_LIMIT = 1 << 20
 LIST_LIMIT = 4096
 #: HOST_NAME_MAX of the kernel (sethostname(2)).
@@ -69,10 +69,21 @@ def identifier(value: str, field: str) -> str:
 
 def absolute(value: str, field: str, *, required: bool = False) -> str:
     """An absolute path without ``..``."""
+    return _no_climbing(_absolute(value, field, required=required), field)
+
+
+def inside(value: str, field: str, *, required: bool = False) -> str:
+    """An absolute path in a container; ``..`` is taken out by the letter, and leads no higher than the root."""
+    _absolute(value, field, required=required)
+    # normpath keeps two slashes at the beginning, which POSIX lets mean something else.
+    return f"/{posixpath.normpath(value).lstrip('/')}" if ".." in value.split("/") else value
+
+
+def _absolute(value: str, field: str, *, required: bool) -> str:
     line(value, field, limit=PATH_LIMIT, required=required)
     if value and not value.startswith("/"):
         raise InvalidInput(f"{_shown(value)} is not an absolute path", field=field)
-    return _no_climbing(value, field)
+    return value
 
 
 def relative(value: str, field: str) -> str:

@@ -11,7 +11,8 @@ _SYSCTL_VALUE = re.compile(r"[^\x00-\x1f\x7f]*")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 #: As containerd has it: a folder has this name.
 _NAMESPACE = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*")
-_MAX_TEXT = 64 << 10
+#: Labels, or annotations, of one object together. A kubelet adds its own to the 256 KiB that Kubernetes allows a user.
+_MAX_LABELS = 1 << 20
 
 #: Namespaced sysctls of the IPC namespace; those of ``net.`` belong to the network namespace (namespaces(7)).
 _IPC_SYSCTLS = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
@@ -122,5 +123,5 @@ def _cgroup_parent(parent: str) -> None:
 
 def _labels(labels: dict[str, str], field: str) -> None:
     size = sum(len(key) + len(value) for key, value in labels.items())
-    if size > 4 * _MAX_TEXT:
-        raise InvalidInput(f"{size} bytes are more than {4 * _MAX_TEXT}", field=field)
+    if size > _MAX_LABELS:
+        raise InvalidInput(f"{size} bytes are more than {_MAX_LABELS}", field=field)

@@ -92,6 +92,7 @@ FAULTS: list[tuple[Callable[[pb.ContainerConfig], object], str]] = [
     (lambda c: c.mounts.add(host_path="/srv"), "config.mounts[0].container_path"),
     (lambda c: c.mounts.add(container_path="/a"), "config.mounts[0].host_path"),
     (lambda c: c.mounts.add(container_path="/a", host_path="b"), "config.mounts[0].host_path"),
+    (lambda c: c.mounts.add(container_path="/a", host_path="/b/../c"), "config.mounts[0].host_path"),
     (lambda c: c.mounts.add(container_path="/a", host_path="/b", propagation=7),
      "config.mounts[0].propagation"),
     (lambda c: c.mounts.add(container_path="/a", host_path="/b", recursive_read_only=True),
@@ -132,6 +133,26 @@ def test_a_fault_is_laid_at_its_field(change: Callable[[pb.ContainerConfig], obj
         container_spec(config, unset_seccomp="unconfined")
     assert caught.value.field == field
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("/a/../b", "/b"),
+        ("/../../a/./b/", "/a/b"),
+        ("//../a", "/a"),
+        ("/..", "/"),
+        ("/a/..b/", "/a/..b/"),
+        ("//a", "//a"),
+    ],
+)
+def test_a_path_in_the_container_climbs_no_higher_than_its_root(given: str, meant: str) -> None:
+    config = base()
+    config.working_dir = given
+    config.mounts.add(container_path=given, host_path="/srv")
+    config.devices.add(host_path="/dev/null", container_path=given, permissions="r")
+    spec = container_spec(config, unset_seccomp="unconfined")
+    assert (spec.working_dir, spec.mounts[0].container_path, spec.devices[0].container_path) == (meant,) * 3
 
 
 def test_limits_come_back_as_they_went() -> None:
