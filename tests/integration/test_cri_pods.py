@@ -19,6 +19,8 @@ from cri_servers import SLOWNESS
 from local_registry import LocalRegistry
 
 from sampan.cri import api_pb2 as pb
+from sampan.cri.api_pb2_grpc import RuntimeServiceStub
+from sampan.cri.commands import OUTPUT_LIMIT
 from sampan.cri.server import POOLS
 
 pytestmark = pytest.mark.root
@@ -341,19 +343,26 @@ def test_a_memory_limit_under_usage_is_refused(daemon: Daemon, registry: LocalRe
     assert (told.state, told.resources.linux.memory_limit_in_bytes) == (pb.CONTAINER_RUNNING, 0)
 
 
-def test_exec_output_is_bounded(daemon: Daemon, registry: LocalRegistry) -> None:
+def test_exec_output_is_cut_to_what_a_kubelet_takes(daemon: Daemon, registry: LocalRegistry) -> None:
     pod = run_pod(daemon, pod_config(daemon))
     container = create(daemon, registry, pod, "sleep 1000")
     start(daemon, container)
-    channel = grpc.insecure_channel(daemon.endpoint, options=[("grpc.max_receive_message_length", 64 << 20)])
-    from sampan.cri.api_pb2_grpc import RuntimeServiceStub
+    with grpc.insecure_channel(daemon.endpoint, options=[("grpc.max_receive_message_length", 16 << 20)]) as channel:
+        runtime = RuntimeServiceStub(channel)  # type: ignore[no-untyped-call]
 
-    runtime = RuntimeServiceStub(channel)  # type: ignore[no-untyped-call]
-    done = runtime.ExecSync(
-        pb.ExecSyncRequest(container_id=container, cmd=["sh", "-c", "head -c 20000000 /dev/zero; echo end >&2; exit 5"])
-    )
-    assert len(done.stdout) == 16 << 20
-    assert (done.stderr, done.exit_code) == (b"end\n", 5)
+        def run(command: str) -> pb.ExecSyncResponse:
+            done: pb.ExecSyncResponse = runtime.ExecSync(
+                pb.ExecSyncRequest(container_id=container, cmd=["sh", "-c", f"{command}; exit 5"])
+            )
+            assert done.exit_code == 5
+            return done
+
+        done = run("head -c 20000000 /dev/zero; echo end >&2")
+        assert (len(done.stdout), done.stderr) == (OUTPUT_LIMIT - 4, b"end\n")
+        done = run("echo start; head -c 20000000 /dev/zero >&2")
+        assert (done.stdout, len(done.stderr)) == (b"start\n", OUTPUT_LIMIT - 6)
+        done = run("head -c 20000000 /dev/zero; head -c 20000000 /dev/zero >&2")
+        assert (len(done.stdout), len(done.stderr)) == (OUTPUT_LIMIT // 2, OUTPUT_LIMIT // 2)
 
 
 def test_events_come_in_sequence(daemon: Daemon, registry: LocalRegistry) -> None:

@@ -12,6 +12,8 @@ from sampan.errors import InvalidInput, WrongState
 from sampan.shim.cancellation import Cancellation
 
 _LONGEST = (1 << 31) - 1
+#: Bytes of both streams of an ExecSync: a kubelet takes an answer of 16 MiB, in which the rest must find room too.
+OUTPUT_LIMIT = (16 << 20) - (4 << 10)
 
 
 class Streams(Protocol):
@@ -51,7 +53,8 @@ class Commands:
         if not context.add_callback(cancellation.cancel):
             cancellation.cancel()
         result = self._engine.containers.exec_sync(container_id, command, float(timeout), cancellation)
-        return pb.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code)
+        stdout, stderr = _cut(result.stdout, result.stderr)
+        return pb.ExecSyncResponse(stdout=stdout, stderr=stderr, exit_code=result.exit_code)
 
     def exec(self, request: pb.ExecRequest, _context: grpc.ServicerContext) -> pb.ExecResponse:
         """Where a command's streams will be."""
@@ -102,6 +105,12 @@ def _command(given: Iterable[str]) -> list[str]:
     if not command or not command[0]:
         raise InvalidInput("is missing", field="cmd")
     return list(command)
+
+
+def _cut(stdout: bytes, stderr: bytes) -> tuple[bytes, bytes]:
+    """What of two streams fits into an answer: of the longer one less, so that what went wrong is told after much."""
+    stdout = stdout[: max(OUTPUT_LIMIT // 2, OUTPUT_LIMIT - len(stderr))]
+    return stdout, stderr[: OUTPUT_LIMIT - len(stdout)]
 
 
 def _check_streams(request: pb.ExecRequest | pb.AttachRequest) -> None:

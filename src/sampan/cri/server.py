@@ -29,7 +29,7 @@ _LOG = logging.getLogger("sampan.cri")
 POOLS = {"work": 128, "end": 512, "exec": 256, "read": 16, "usage": 16, "pull": 32, "follow": 64}
 #: A kubelet's own limit is 16 MiB each way.
 MESSAGE_LIMIT = 16 << 20
-#: ExecSync answers with up to 16 MiB of each stream.
+#: Above a kubelet's, for the lists of clients that take longer ones.
 ANSWER_LIMIT = 34 << 20
 
 #: The first pattern that a call's whole name matches says which pool it runs in.
