@@ -45,5 +45,5 @@ def config_check(options: Globals) -> None:
     """Say whether the file is right."""
     from sampan.daemon.config import load
 
-    load(options.config)
+    load(options.config, serving=True)
     click.echo("ok")

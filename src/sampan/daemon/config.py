@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from sampan.daemon.sockets import UNIX_PATH_LIMIT, endpoint, is_known
 from sampan.engine.config import DEFAULT_ROOT, DEFAULT_STATE, EngineConfig, HandlerConfig
 from sampan.errors import InvalidInput, NotFound
 
@@ -111,12 +112,13 @@ def default_text() -> str:
         return file.read()
 
 
-def load(path: str = "", overrides: Mapping[str, Any] | None = None) -> Config:
+def load(path: str = "", overrides: Mapping[str, Any] | None = None, *, serving: bool = False) -> Config:
     """Read the configuration.
 
     Args:
         path: The file; it must exist. Empty: the default one, if it exists.
         overrides: Values of dotted keys (``cri.stream_port``) that win over all files; from the command line.
+        serving: Look for what a daemon needs on the machine, too: a command must work for who may not see the TLS key.
 
     Raises:
         NotFound: The file named is not there.
@@ -133,7 +135,7 @@ def load(path: str = "", overrides: Mapping[str, Any] | None = None) -> Config:
     # Describing another handler does not take our own away.
     merged.setdefault("runtimes", {}).setdefault("sampan", {})
     config = _convert(merged, "command line" if overrides else "configuration")
-    _check(config, origins)
+    _check(config, origins, serving=serving)
     return config
 
 
@@ -193,7 +195,7 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
     return result
 
 
-def _check(config: Config, origins: Mapping[str, str]) -> None:
+def _check(config: Config, origins: Mapping[str, str], *, serving: bool) -> None:
     """Rules over values: each fault is reported under the file that set the value."""
 
     def refuse(key: str, text: str) -> None:
@@ -206,9 +208,8 @@ def _check(config: Config, origins: Mapping[str, str]) -> None:
             refuse(key, f'"{path}" is not an absolute path without ..')
     if os.path.normpath(config.root) == os.path.normpath(config.state):
         refuse("state", "is the same folder as root")
-    # sun_path of unix(7), with its closing NUL.
-    if len(config.socket_path.encode()) > 107:
-        refuse("socket", "is longer than the 107 bytes that a unix socket's path may have")
+    if len(config.socket_path.encode()) > UNIX_PATH_LIMIT:
+        refuse("socket", f"is longer than the {UNIX_PATH_LIMIT} bytes that a unix socket's path may have")
     for key, value, low, high in (
         ("oom_score", config.oom_score, -1000, 1000),
         ("cri.stream_port", config.cri.stream_port, 0, 65535),
@@ -222,6 +223,7 @@ def _check(config: Config, origins: Mapping[str, str]) -> None:
         if not low <= value <= high:
             refuse(key, f"{value} is not between {low} and {high}")
     _check_choices(config, refuse)
+    _check_served(config, refuse, serving=serving)
 
 
 def _check_choices(config: Config, refuse: Callable[[str, str], None]) -> None:
@@ -238,6 +240,29 @@ def _check_choices(config: Config, refuse: Callable[[str, str], None]) -> None:
     for name, runtime in config.runtimes.items():
         if runtime.type == "external" and not runtime.binary:
             refuse(f"runtimes.{name}.binary", 'is needed with type = "external"')
+
+
+def _check_served(config: Config, refuse: Callable[[str, str], None], *, serving: bool) -> None:
+    """Where the daemon listens, and with ``serving`` whether the machine has what that needs."""
+    hosts = {"cri.stream_address": config.cri.stream_address}
+    if config.metrics_address:
+        try:
+            where = endpoint(config.metrics_address)
+        except InvalidInput as error:
+            refuse("metrics_address", error.message)
+        else:
+            hosts["metrics_address"] = "" if isinstance(where, str) else where[0]
+    if not serving:
+        return
+    for key, host in hosts.items():
+        if host and not is_known(host):
+            refuse(key, f'"{host}" is neither an address nor the name of one')
+    for key, file in (
+        ("cri.stream_tls_cert", config.cri.stream_tls_cert),
+        ("cri.stream_tls_key", config.cri.stream_tls_key),
+    ):
+        if file and not os.path.isfile(file):
+            refuse(key, f"there is no file {file}")
 
 
 def _paths(config: Config) -> dict[str, str]:

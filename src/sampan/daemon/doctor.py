@@ -35,7 +35,7 @@ def examine(
     """
     area = Area("configuration")
     try:
-        config = configuration.load(config_path, overrides)
+        config = configuration.load(config_path, overrides, serving=True)
     except SampanError as error:
         yield area.error("files", str(error), "mend the file; `sampan config default` explains every key")
         config = configuration.Config()

@@ -47,13 +47,13 @@ def run(config_path: str = "", overrides: Mapping[str, Any] | None = None) -> in
     Raises:
         SampanError: It could not be started.
     """
-    config = configuration.load(config_path, overrides)
+    config = configuration.load(config_path, overrides, serving=True)
     logs.start(config.log_level, config.log_format)
     notifier = Notifier.from_environment()
     daemon = Daemon(config)
     try:
         daemon.start()
-        daemon.wait(notifier, lambda: configuration.load(config_path, overrides))
+        daemon.wait(notifier, lambda: configuration.load(config_path, overrides, serving=True))
         notifier.stopping()
     finally:
         daemon.close()

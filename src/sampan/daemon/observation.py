@@ -5,6 +5,7 @@ Labels are of bounded cardinality: calls and states, never pods or containers; t
 
 import http.server
 import os
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -16,9 +17,9 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 import sampan
-from sampan.daemon.sockets import remove_stale
+from sampan.daemon.sockets import endpoint, remove_stale
 from sampan.engine.engine import Engine
-from sampan.errors import InvalidInput, SampanError, StageFailed
+from sampan.errors import SampanError, StageFailed
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -95,6 +96,10 @@ class Observation:
         self._server.server_close()
 
 
+class _Ipv6Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
 class _UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
 
@@ -117,19 +122,16 @@ def _listen(address: str, answer: Any) -> Any:
         def log_message(self, *_arguments: Any) -> None:
             return
 
+    where = endpoint(address, "metrics_address")
     try:
-        if address.startswith("unix://"):
-            path = address.removeprefix("unix://")
-            remove_stale(path)
+        if isinstance(where, str):
+            remove_stale(where)
             # Nobody else may connect between bind and chmod.
             before = os.umask(0o117)
             try:
-                return _UnixServer(path, Handler)
+                return _UnixServer(where, Handler)
             finally:
                 os.umask(before)
-        host, colon, port = address.rpartition(":")
-        if not colon or not port.isdecimal() or int(port) > 65535:
-            raise InvalidInput(f'"{address}" is neither HOST:PORT nor unix:///PATH', field="metrics_address")
-        return http.server.ThreadingHTTPServer((host.strip("[]"), int(port)), Handler)
+        return (_Ipv6Server if ":" in where[0] else http.server.ThreadingHTTPServer)(where, Handler)
     except OSError as error:
         raise StageFailed("listen for metrics", error, path=address) from error

@@ -1,10 +1,13 @@
-"""Unix sockets of the daemon: stale ones, and their group."""
+"""Sockets of the daemon: where they may be, stale ones, and their group."""
 
 import errno
 import os
 import socket
 
 from sampan.errors import InvalidInput, StageFailed
+
+#: sun_path of unix(7), without its closing NUL.
+UNIX_PATH_LIMIT = 107
 
 
 def remove_stale(path: str) -> None:
@@ -27,6 +30,37 @@ def remove_stale(path: str) -> None:
         except OSError as error:
             raise StageFailed("listen", error, path=path) from error
     raise StageFailed("listen", OSError(errno.EADDRINUSE, "somebody listens on it"), path=path)
+
+
+def endpoint(text: str, field: str = "") -> str | tuple[str, int]:
+    """Where to listen: the path of a unix socket, or a host and a port.
+
+    Args:
+        text: ``unix:///PATH`` or ``HOST:PORT``.
+        field: What the text is the value of, for the error.
+
+    Raises:
+        InvalidInput: It is neither.
+    """
+    if text.startswith("unix://"):
+        path = text.removeprefix("unix://")
+        if not path.startswith("/") or ".." in path.split("/"):
+            raise InvalidInput(f'"{path}" is not an absolute path without ..', field=field)
+        if len(path.encode()) > UNIX_PATH_LIMIT:
+            raise InvalidInput(f"is longer than the {UNIX_PATH_LIMIT} bytes of a unix socket's path", field=field)
+        return path
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise InvalidInput(f'"{text}" is neither HOST:PORT nor unix:///PATH', field=field)
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def is_known(host: str) -> bool:
+    """Whether ``host`` is an address, or the name of one; a name is looked up."""
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except (OSError, UnicodeError):
+        return False
 
 
 def _is_socket(path: str) -> bool:

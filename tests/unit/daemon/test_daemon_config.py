@@ -77,6 +77,10 @@ def test_a_named_file_must_exist(tmp_path: pathlib.Path) -> None:
         ("[runtimes.kata]\ntype = 'vm'\n", "{file}: runtimes.NAME.type"),
         ("[registry]\nconfig_path = ['/a', 'b']\n", "{file}: registry.config_path"),
         ("[cri]\nstream_tls_cert = '/a'\n", "{file}: cri.stream_tls_cert"),
+        ("metrics_address = 'foo'\n", "{file}: metrics_address"),
+        ("metrics_address = '127.0.0.1:99999'\n", "{file}: metrics_address"),
+        ("metrics_address = 'unix://rel'\n", "{file}: metrics_address"),
+        (f"metrics_address = 'unix:///{'s' * 107}'\n", "{file}: metrics_address"),
         ("not toml", "{file}"),
         ("a = '\x00'", "{file}"),
     ],
@@ -87,6 +91,33 @@ def test_faults_name_file_and_key(tmp_path: pathlib.Path, text: str, field: str)
         configuration.load(path)
     assert caught.value.field == field.format(file=path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[cri]\nstream_address = 'not an address'\n", "cri.stream_address"),
+        ("[cri]\nstream_address = '127.0.0.1:10010'\n", "cri.stream_address"),
+        ("metrics_address = 'not an address:9324'\n", "metrics_address"),
+        ("[cri]\nstream_tls_cert = '{folder}/config.toml'\nstream_tls_key = '{folder}/no'\n", "cri.stream_tls_key"),
+        ("[cri]\nstream_tls_cert = '{folder}'\nstream_tls_key = '{folder}/config.toml'\n", "cri.stream_tls_cert"),
+    ],
+)
+def test_what_a_daemon_needs_is_looked_for_and_a_command_does_without(
+    tmp_path: pathlib.Path, text: str, key: str
+) -> None:
+    path = write(tmp_path, "config.toml", text.format(folder=tmp_path))
+    configuration.load(path)
+    with pytest.raises(InvalidInput) as caught:
+        configuration.load(path, serving=True)
+    assert caught.value.field == f"{path}: {key}"
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", ":9324", "[::1]:9324", "localhost:9324", "unix:///run/m.sock"])
+def test_where_metrics_may_be(tmp_path: pathlib.Path, address: str) -> None:
+    path = write(tmp_path, "config.toml", f"metrics_address = '{address}'\n[cri]\nstream_address = '::'\n")
+    assert configuration.load(path, serving=True).metrics_address == address
 
 
 def test_a_fault_in_a_drop_in_names_the_drop_in(tmp_path: pathlib.Path) -> None:
