@@ -286,10 +286,51 @@ def test_sighup_takes_up_networks_and_registries(daemon: Daemon, tmp_path: Path)
     assert not network().status
     assert "no-such-plugin" in network().message
     assert "127.0.0.1:1" in pull()
+    (tmp_path / "cni" / "10-other.conflist").unlink()
+    assert network().status
+    config.write_text(config.read_text().replace("[network]\n", "[network]\nbuilt_in = false\n"))
+    reload()
+    assert not network().status
     config.write_text(good)
     reload()
     assert network().status
     assert "127.0.0.1:1" not in pull()
+
+
+def test_without_the_built_in_network_pods_wait_for_a_conflist(daemon: Daemon) -> None:
+    """As a cluster wants it: a pod that started before its network would be on another one for good."""
+    command = daemon.command()
+    config = daemon.folder / "config.toml"
+    config.write_text(config.read_text().replace("[network]\n", "[network]\nbuilt_in = false\n"))
+    daemon.command = lambda: command  # type: ignore[method-assign]
+    (conflist,) = (daemon.folder / "cni").iterdir()
+    conflist.rename(daemon.folder / "kept")
+    daemon.start()
+
+    def network() -> pb.RuntimeCondition:
+        conditions = daemon.runtime.Status(pb.StatusRequest()).status.conditions
+        found: pb.RuntimeCondition = next(each for each in conditions if each.type == "NetworkReady")
+        return found
+
+    def run(name: str, mode: "pb.NamespaceMode.ValueType" = pb.POD) -> None:
+        options = pb.NamespaceOption(network=mode)
+        context = pb.LinuxSandboxSecurityContext(namespace_options=options)
+        linux = pb.LinuxPodSandboxConfig(security_context=context)
+        pod = pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata(name=name, uid="u", namespace="n"), linux=linux)
+        daemon.runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=pod))
+
+    assert (network().status, network().reason) == (False, "NetworkPluginNotReady")
+    assert f"{daemon.folder}/cni" in network().message
+    with pytest.raises(grpc.RpcError) as caught:
+        run("early")
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert f"{daemon.folder}/cni" in caught.value.details()
+    assert not daemon.runtime.ListPodSandbox(pb.ListPodSandboxRequest()).items
+    run("agent", pb.NODE)
+    (daemon.folder / "kept").rename(conflist)
+    assert network().status
+    run("early")
+    daemon.remove_pods()
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The table ``[network]``."""
 
     conf_dir: str = "/etc/cni/net.d"
+    built_in: bool = True
     plugin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
     conf_template: str = ""
 
@@ -92,6 +93,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             default_handler=self.cri.default_runtime,
             handlers=dict(self.runtimes),
             cni_conf_dir=self.network.conf_dir,
+            cni_built_in=self.network.built_in,
             cni_plugin_dirs=self.network.plugin_dirs,
             cni_conf_template=self.network.conf_template,
             registry_config_dirs=self.registry.config_path,

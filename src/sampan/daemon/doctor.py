@@ -101,7 +101,10 @@ def networks(config: configuration.Config) -> Iterator[Finding]:
         yield area.error("networks", str(error), f"see {config.network.conf_dir}")
         return
     if not found.ready:
-        yield area.error("default network", found.message, "install the plugin, or mend the configuration")
+        mend = "install the plugin, or mend the configuration"
+        if not nets.names() and not nets.faults():
+            mend = "have the cluster's network write its conflist, or set network.built_in = true"
+        yield area.error("default network", found.message, mend)
     elif first is not None:
         where = first.path or f"built in, since {config.network.conf_dir} has none"
         yield area.ok("default network", f"{first.name} ({where})")
@@ -116,7 +119,12 @@ def _networks(config: configuration.Config) -> Iterator[network.Networks]:
         state = f"{config.root}/network"
         if not os.path.exists(f"{state}/network.db"):
             state = stack.enter_context(tempfile.TemporaryDirectory(prefix="sampan-doctor-"))
-        yield network.load(config.network.conf_dir, state_dir=state, bin_dirs=config.network.plugin_dirs, default=True)
+        yield network.load(
+            config.network.conf_dir,
+            state_dir=state,
+            bin_dirs=config.network.plugin_dirs,
+            default=config.network.built_in,
+        )
 
 
 def registries(config: configuration.Config, *, online: bool) -> Iterator[Finding]:

@@ -40,6 +40,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     default_handler: str = "sampan"
     handlers: dict[str, HandlerConfig] = msgspec.field(default_factory=lambda: {"sampan": HandlerConfig()})
     cni_conf_dir: str = "/etc/cni/net.d"
+    #: Whether a bridge network that is built in serves while ``cni_conf_dir`` has no configuration.
+    cni_built_in: bool = True
     cni_plugin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
     #: Template of the conflist that the kubelet's pod CIDR fills; empty: the CIDR is the built-in network's.
     cni_conf_template: str = ""

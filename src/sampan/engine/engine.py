@@ -93,7 +93,7 @@ class Engine:
             config.cni_conf_dir,
             state_dir=f"{config.root}/network",
             bin_dirs=config.cni_plugin_dirs,
-            default=True,
+            default=config.cni_built_in,
             ending=self._ending,
         )
 
@@ -171,9 +171,10 @@ class Engine:
             registry_config_dirs=config.registry_config_dirs,
             max_exec_output=config.max_exec_output,
             cni_conf_dir=config.cni_conf_dir,
+            cni_built_in=config.cni_built_in,
             cni_plugin_dirs=config.cni_plugin_dirs,
         )
-        if (before.cni_conf_dir, before.cni_plugin_dirs) != (config.cni_conf_dir, config.cni_plugin_dirs):
+        if _network_settings(before) != _network_settings(config):
             self.networks = self._networks()
         self._resolver = None
 
@@ -239,3 +240,8 @@ class Engine:
             os.eventfd_write(self._ending, 1)
         if self._recovery is not None:
             self._recovery.close()
+
+
+def _network_settings(config: EngineConfig) -> tuple[object, ...]:
+    """What tells one set of networks from another."""
+    return config.cni_conf_dir, config.cni_built_in, config.cni_plugin_dirs

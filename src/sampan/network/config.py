@@ -10,7 +10,7 @@ from collections.abc import Collection
 from ipaddress import IPv4Network, ip_network
 from typing import Any, NamedTuple
 
-from sampan.errors import Exhausted, InvalidInput, NotFound, TimedOut
+from sampan.errors import Exhausted, InvalidInput, NotFound, TimedOut, Unavailable
 from sampan.network import execution
 from sampan.network.conflist import NetworkList, parse, read_file
 from sampan.network.rtnl import Rtnl
@@ -156,13 +156,14 @@ class Networks:
         """The network of that name; the empty name is the default.
 
         Raises:
-            NotFound: There is none.
+            NotFound: There is none of that name.
+            Unavailable: There is no default one yet.
         """
         if not name:
             network = self.default()
             if network is None:
-                raise NotFound(
-                    f"no network is configured in {self.conf_dir}",
+                raise Unavailable(
+                    f"no network is configured in {self.conf_dir} yet",
                     hint="put a CNI conflist there, or: sampan network create NAME",
                 )
             return network

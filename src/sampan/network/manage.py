@@ -50,7 +50,8 @@ def status(networks: Networks) -> Status:
     try:
         network = networks.default()
         if network is None:
-            return Status(False, "NetworkPluginNotReady", f"no CNI configuration in {networks.conf_dir}")
+            why = f"no CNI configuration in {networks.conf_dir} yet, and the built-in network is off"
+            return Status(False, "NetworkPluginNotReady", why)
         for index, plugin in enumerate(network.plugins):
             _check_available(networks, plugin, index)
         foreign.status(networks, network)

@@ -173,6 +173,17 @@ def test_a_faulty_configuration_is_a_finding(tmp_path: Path) -> None:
     assert f"FAIL  configuration: files: {config}: log_level" in done.stdout
 
 
+def test_no_conflist_is_a_fault_where_the_built_in_network_is_off(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f'root = "{tmp_path}/root"\n[network]\nconf_dir = "{tmp_path}/cni"\nbuilt_in = false\n')
+    (found,) = doctor.networks(configuration.load(str(config)))
+    assert (found.name, found.verdict) == ("default network", "error")
+    assert f"{tmp_path}/cni" in found.message
+    assert "built_in" in found.mend
+    plugins = doctor.plugins(configuration.load(str(config)))
+    assert [(each.name, each.status) for each in plugins if each.type == "network"] == [("(default)", "error")]
+
+
 def test_plugins_are_listed(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(
