@@ -397,6 +397,15 @@ def test_running_out_of_memory_is_told_each_time(daemon: World) -> None:
     assert reasons == [("OOMKilled", 137)] * 20
 
 
+@pytest.mark.parametrize("limit", [200 << 10, 1 << 10])
+def test_a_memory_limit_that_is_too_low_to_start_with_is_told(daemon: World, limit: int) -> None:
+    linux = pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(memory_limit_in_bytes=limit))
+    pod = run_pod(daemon)
+    with pytest.raises(grpc.RpcError) as caught:
+        run(daemon, pod, linux=linux)
+    assert "the memory limit is too low" in caught.value.details()
+
+
 def test_as_many_annotations_as_kubernetes_allows_and_those_of_a_kubelet(daemon: World) -> None:
     most = {"user.example/most": "x" * ((256 << 10) - 17)}
     own = {"kubernetes.io/config.seen": "2026-01-01T00:00:00Z", "kubernetes.io/config.source": "api"}

@@ -168,10 +168,19 @@ class Creation:
             try:
                 self._born(launch)
             except (FileNotFoundError, ProcessLookupError):
-                launch.follow()  # It has ended already, and says why.
+                self._follow(launch)  # It has ended already, and says why.
                 raise
-        launch.follow()
+        self._follow(launch)
         return self._finish(launch)
+
+    def _follow(self, launch: Launch) -> None:
+        """Serve the init until it waits to be started; of one that the kernel has killed, say why in its place."""
+        try:
+            launch.follow()
+        except StageFailed as error:
+            if launch.silent and self._group is not None and self._group.oom_kills():
+                error.hint = "the kernel killed it for want of memory: the memory limit is too low"
+            raise
 
     def _spawn(self, launch: Launch, theirs: Channel, work: InitWork) -> None:
         plan = work.plan

@@ -30,9 +30,10 @@ class Launch:
         console: The master of its terminal, or -1.
         warnings: What was done less well than asked.
         answers: Letter -> what to do when the child asks for it, before it is told to go on.
+        silent: It ended without having said why.
     """
 
-    __slots__ = ("answers", "channel", "console", "middle", "pid", "warnings")
+    __slots__ = ("answers", "channel", "console", "middle", "pid", "silent", "warnings")
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
@@ -42,6 +43,7 @@ class Launch:
         self.console = -1
         self.warnings: list[str] = []
         self.answers: dict[str, Callable[[int], None]] = {}
+        self.silent = False
 
     def follow(self) -> None:
         """Serve the child until it is the program.
@@ -66,6 +68,7 @@ class Launch:
                 self._serve(letter, fields, fd)
         self._reap_middle()
         if not ready:
+            self.silent = True
             raise StageFailed("set up container", OSError(0, "the init ended without a word"))
         trace.step("container is set up")
 
