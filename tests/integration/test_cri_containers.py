@@ -21,6 +21,7 @@ from stream_client import Refused, Remote
 from sampan.cri import api_pb2 as pb
 from sampan.engine import selinux
 from sampan.errors import StageFailed
+from sampan.network.state import State
 
 pytestmark = pytest.mark.root
 
@@ -404,6 +405,43 @@ def test_a_memory_limit_that_is_too_low_to_start_with_is_told(daemon: World, lim
     with pytest.raises(grpc.RpcError) as caught:
         run(daemon, pod, linux=linux)
     assert "the memory limit is too low" in caught.value.details()
+
+
+@pytest.mark.parametrize("users", [False, True], ids=["plain", "user-namespace"])
+def test_sysctls_of_an_interface_are_set_once_it_is_there(daemon: World, users: bool) -> None:
+    options = pb.NamespaceOption()
+    if users:
+        mapping = [pb.IDMapping(host_id=1 << 20, container_id=0, length=65536)]
+        options.userns_options.CopyFrom(pb.UserNamespace(mode=pb.POD, uids=mapping, gids=mapping))
+    context = pb.LinuxSandboxSecurityContext(namespace_options=options)
+
+    def run_with(sysctls: dict[str, str]) -> str:
+        return run_pod(daemon, linux=pb.LinuxPodSandboxConfig(sysctls=sysctls, security_context=context))
+
+    wanted = {
+        "net.ipv4.conf.eth0.arp_ignore": "1",
+        "net/ipv4/conf/eth0/arp_announce": "2",
+        "net.ipv4.neigh.eth0.gc_stale_time": "61",
+        "net.ipv4.conf.lo.arp_filter": "1",
+        "net.core.somaxconn": "77",
+    }
+    linux = pb.LinuxContainerConfig(security_context=pb.LinuxContainerSecurityContext(namespace_options=options))
+    container = run(daemon, run_with(wanted), linux=linux)
+    files = " ".join("/proc/sys/" + name.replace(".", "/") for name in wanted)
+    assert output(daemon, container, f"cat {files}").split() == list(wanted.values())
+    daemon.remove_pods()
+    for name, value, part in (
+        ("net.ipv4.conf.eth7.arp_ignore", "1", "no such interface"),
+        ("net.ipv4.conf.eth0.arp_ignore", "many", "arp_ignore"),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            run_with({name: value})
+        assert part in caught.value.details()
+        assert not daemon.runtime.ListPodSandbox(pb.ListPodSandboxRequest()).items
+        assert not list(daemon.folder.glob("state/ns/*"))
+        state = State(f"{daemon.folder}/root/network")
+        assert not state.attached()
+        state.close()
 
 
 def test_as_many_annotations_as_kubernetes_allows_and_those_of_a_kubelet(daemon: World) -> None:

@@ -21,7 +21,9 @@ from sampan.engine.mounts import oci_mappings
 from sampan.engine.records import Flights
 from sampan.engine.stats import PodStats
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, Unavailable, WrongState
+from sampan.runtime import sysctl
 from sampan.runtime.sandbox import destroy_sandbox
+from sampan.spec.sysctl_names import interface_of
 
 if TYPE_CHECKING:
     from sampan.engine.engine import Engine
@@ -99,7 +101,7 @@ class Pods:
                 _kinds(spec),
                 # Without a uts namespace of its own the pod has the machine's name.
                 hostname=hostname if "uts" in _kinds(spec) else "",
-                sysctls=dict(spec.sysctls),
+                sysctls={name: value for name, value in spec.sysctls.items() if not interface_of(name)},
                 uid_mappings=oci_mappings(spec.namespaces.uid_mappings),
                 gid_mappings=oci_mappings(spec.namespaces.gid_mappings),
                 pause=spec.namespaces.pid == "pod",
@@ -109,6 +111,8 @@ class Pods:
             pod.namespace_paths = dict(made["paths"])
             pod.pause_pid = int(made["pause_pid"])
             attached = self._attach(pod)
+            if of_interfaces := {name: value for name, value in spec.sysctls.items() if interface_of(name)}:
+                sysctl.apply_in(pod.namespace_paths["network"], of_interfaces)
             files = engine.layout.files(pod.id)
             podfiles.write(files, spec, hostname, pod.ips, spec.dns)
             self._publish(pod, f"{files}/hosts", attached)

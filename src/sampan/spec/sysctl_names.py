@@ -10,6 +10,9 @@ _IPC = frozenset(
     )
 )  # fmt: skip
 _UTS = frozenset(("kernel.domainname", "kernel.hostname"))
+#: Where the kernel has a parameter for each interface, and what is there for those that are still to come.
+_PER_INTERFACE = frozenset(f"net.{family}.{kind}" for family in ("ipv4", "ipv6") for kind in ("conf", "neigh"))
+_ALWAYS = frozenset(("all", "default", "lo"))
 _TURN = {ord("/"): ".", ord("."): "/"}
 
 
@@ -20,6 +23,13 @@ def namespace_of(name: str) -> str:
     if name in _UTS:
         return "uts"
     return "network" if name.startswith("net.") else ""
+
+
+def interface_of(name: str) -> str:
+    """The network interface, other than lo, that a parameter is of; empty of any other parameter."""
+    parts = dotted(name).split(".")
+    of_one = len(parts) > 4 and ".".join(parts[:3]) in _PER_INTERFACE and parts[3] not in _ALWAYS
+    return parts[3].translate(_TURN) if of_one else ""
 
 
 def dotted(name: str) -> str:

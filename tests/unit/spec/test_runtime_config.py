@@ -205,6 +205,12 @@ def test_sysctl_names() -> None:
     assert sysctl_names.path_of("net.ipv4.conf.eth0/1.mtu") == "net/ipv4/conf/eth0.1/mtu"
     assert sysctl_names.path_of("net/ipv4/ip_forward") == "net/ipv4/ip_forward"
     assert sysctl_names.namespace_of("fs.mqueue.msg_max") == "ipc"
+    assert sysctl_names.interface_of("net.ipv4.conf.eth0.arp_ignore") == "eth0"
+    assert sysctl_names.interface_of("net/ipv6/neigh/eth0.1/gc_stale_time") == "eth0.1"
+    for name in ("net.ipv4.conf.all.arp_ignore", "net.ipv6.neigh.default.gc_stale_time", "net.ipv4.conf.lo.forwarding"):
+        assert sysctl_names.interface_of(name) == ""
+    for name in ("net.ipv4.ip_forward", "net.core.somaxconn", "kernel.shmmax", "net.ipv4.conf.eth0"):
+        assert sysctl_names.interface_of(name) == ""
     assert sysctl_names.namespace_of("vm.swappiness") == ""
 
 
