@@ -152,6 +152,22 @@ def test_run_with_a_terminal(runtime: Runtime) -> None:
     os.close(master)
 
 
+def test_a_program_that_does_not_read_its_terminal_is_not_waited_for(runtime: Runtime, tmp_path: Path) -> None:
+    (lines := tmp_path / "lines").write_text("\n" * 200_000)
+    runtime.start("c1")
+    with lines.open() as typed:
+        script = "/bin/busybox sleep 0.5; echo said"
+        ended = runtime.run("exec", "-t", "c1", "/bin/sh", "-c", script, stdin=typed, timeout=20)
+    assert "said" in ended.stdout
+
+
+def test_a_program_that_reads_its_terminal_late_gets_all_of_it(runtime: Runtime, tmp_path: Path) -> None:
+    (lines := tmp_path / "lines").write_text("\n" * 200_000)
+    runtime.configure(shell="/bin/busybox sleep 0.5; /bin/busybox head -c 200000 | /bin/busybox wc -c", terminal=True)
+    with lines.open() as typed:
+        assert "200000" in runtime.run("run", "c1", stdin=typed, timeout=20).stdout
+
+
 def test_a_console_socket_gets_the_terminal(runtime: Runtime) -> None:
     runtime.configure("tty", terminal=True)
     assert "--console-socket" in runtime.run("create", "c1", code=1).stderr

@@ -180,6 +180,11 @@ def test_an_exec_on_a_terminal(here: World) -> None:
         os.write(master, b"echo do''ne\n")
         expect(master, b"done")
         os.write(master, b"exit 5\n")
+    script = "stty -echo; echo rea''dy; sleep 1; echo do''ne"  # and reads nothing
+    with terminal(here, 0, "exec", "-it", "job", "sh", "-c", script) as master:
+        expect(master, b"ready")
+        os.write(master, b"\n" * 200_000)
+        expect(master, b"done")
     assert here.sampan("rm", "-f", "job").returncode == 0
 
 

@@ -19,11 +19,17 @@ _CHUNK = 65536
 class Relay:
     """Carries bytes between our standard streams and the master side of a pty, which it closes."""
 
-    __slots__ = ("_master", "_saved")
+    __slots__ = ("_input_open", "_master", "_pending", "_saved", "_terminal_open")
 
     def __init__(self, master: int) -> None:
         self._master = master
+        #: Read from our input, and not yet taken by the container's terminal.
+        self._pending = b""
+        self._input_open = True
+        self._terminal_open = True
         self._saved: list[Any] | None = None
+        # A program that does not read its input holds up neither its own output nor the news of its end.
+        os.set_blocking(master, False)
         if os.isatty(0):
             self._saved = termios.tcgetattr(0)
             termios.tcsetattr(0, termios.TCSADRAIN, _raw(self._saved))
@@ -40,47 +46,69 @@ class Relay:
         """Carry bytes until the process has ended and its output is written; its wait status."""
         pidfd = pidfd_open(pid)
         try:
-            poll = select.poll()
-            poll.register(self._master, select.POLLIN)
-            poll.register(pidfd, select.POLLIN)
-            poll.register(0, select.POLLIN)
             while True:
-                ready = {fd for fd, _ in poll.poll()}
-                if self._master in ready and not self._to_us():
-                    poll.unregister(self._master)
-                if 0 in ready and not self._to_container():
-                    poll.unregister(0)
+                ready = self._ready(pidfd)
+                events = ready.get(self._master, 0)
+                if events & select.POLLOUT:
+                    self._to_container()
+                if events & ~select.POLLOUT:
+                    self._to_us()
+                if 0 in ready:
+                    self._take_input()
                 if pidfd in ready:
                     return self._finish(pid)
         finally:
             os.close(pidfd)
 
+    def _ready(self, pidfd: int) -> dict[int, int]:
+        """Wait for something to do; no further input is read while what was read before has no room."""
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if self._terminal_open:
+            poll.register(self._master, select.POLLIN | (select.POLLOUT if self._pending else 0))
+        if self._input_open and not self._pending:
+            poll.register(0, select.POLLIN)
+        return dict(poll.poll())
+
     def _finish(self, pid: int) -> int:
         from sampan.cli.runtime_foreground import reap_until
 
         # What was written before the end is in the pty still; others may hold it open, so its end is not waited for.
-        os.set_blocking(self._master, False)
         while self._to_us():
             pass
         return reap_until(pid)
 
     def _to_us(self) -> bool:
+        """Show what the container wrote; whether there may be more at once."""
         try:
             data = os.read(self._master, _CHUNK)
-        except OSError:  # EIO: no process has the terminal; EAGAIN: nothing is left
+        except BlockingIOError:
             return False
+        except OSError:  # EIO: no process has the terminal
+            data = b""
         _write(1, data)
+        if not data:
+            self._terminal_open = False
+            self._pending = b""
         return bool(data)
 
-    def _to_container(self) -> bool:
+    def _take_input(self) -> None:
         try:
             data = os.read(0, _CHUNK)
         except OSError:
             data = b""
-        if not data:
-            return False
-        _write(self._master, data)
-        return True
+        self._input_open = bool(data)
+        if self._terminal_open:
+            self._pending = data
+            self._to_container()
+
+    def _to_container(self) -> None:
+        try:
+            self._pending = self._pending[os.write(self._master, self._pending) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._pending = b""  # nobody has the terminal: the process is not to be stopped by that
 
     def close(self) -> None:
         """Close the pty and give our terminal its mode back; a second call does nothing."""

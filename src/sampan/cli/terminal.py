@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 #: Control-P Control-Q, as docker has it.
 DETACH_KEYS = b"\x10\x11"
+#: What was typed and the container has not taken; a person who pastes more waits, as at any terminal.
+_MOST_PENDING = 1 << 20
 
 
 def window_size(fd: int) -> tuple[int, int]:
@@ -48,33 +50,41 @@ def relay(container: int, resize: Callable[[int, int], None], *, detaches: bool 
     changed, notify = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     former = signal.signal(signal.SIGWINCH, lambda *_: os.write(notify, b"w"))
     resize(*window_size(0))
-    poll = select.poll()
-    for fd in (0, container, changed):
-        poll.register(fd, select.POLLIN)
-    held = b""
+    # A program that does not read its input holds up neither its own output nor the keys that detach.
+    os.set_blocking(container, False)
+    held = pending = b""
+    typing = True
     try:
         with raw(0):
             while True:
-                for fd, _ in poll.poll():
-                    if fd == changed:
-                        os.read(changed, 64)
-                        resize(*window_size(0))
-                    elif fd == container:
-                        if not _copy(container, 1):
-                            return True
-                    else:
-                        typed = os.read(0, 4096)
-                        if not typed:
-                            poll.unregister(0)
-                            continue
-                        held, keep = _detach_filter(held + typed) if detaches else (b"", typed)
-                        if keep is None:
-                            return False
-                        _write(container, keep)
+                ready = _ready(container, changed, pending, typing=typing)
+                if changed in ready:
+                    os.read(changed, 64)
+                    resize(*window_size(0))
+                if ready.get(container, 0) & ~select.POLLOUT and not _copy(container, 1):
+                    return True
+                if 0 in ready:
+                    typed = os.read(0, 4096)
+                    typing = bool(typed)
+                    held, keep = _detach_filter(held + typed) if detaches else (b"", typed)
+                    if keep is None:
+                        return False
+                    pending += keep
+                pending = _send(container, pending)
     finally:
         signal.signal(signal.SIGWINCH, former)
         os.close(changed)
         os.close(notify)
+
+
+def _ready(container: int, changed: int, pending: bytes, *, typing: bool) -> dict[int, int]:
+    """Wait for something to do; only so much is read from our terminal before the container takes it."""
+    poll = select.poll()
+    poll.register(changed, select.POLLIN)
+    poll.register(container, select.POLLIN | (select.POLLOUT if pending else 0))
+    if typing and len(pending) < _MOST_PENDING:
+        poll.register(0, select.POLLIN)
+    return dict(poll.poll())
 
 
 def _detach_filter(data: bytes) -> tuple[bytes, bytes | None]:
@@ -89,10 +99,22 @@ def _detach_filter(data: bytes) -> tuple[bytes, bytes | None]:
 def _copy(source: int, target: int) -> bool:
     try:
         data = os.read(source, 1 << 16)
+    except BlockingIOError:
+        return True
     except OSError:
         return False  # EIO: the last holder of the pty's other side has closed it
     _write(target, data)
     return bool(data)
+
+
+def _send(fd: int, data: bytes) -> bytes:
+    """Write what there is room for; what is left."""
+    try:
+        return data[os.write(fd, data) :] if data else data
+    except BlockingIOError:
+        return data
+    except OSError:
+        return b""  # the other side is closed, which reading tells
 
 
 def _write(fd: int, data: bytes) -> None:
