@@ -308,6 +308,26 @@ def test_propagation_of_the_root(box: Box, tmp_path: Path, kind: str, mark: str)
         subprocess.run(["umount", "-R", str(root)], check=True)
 
 
+@pytest.mark.parametrize("root", ["", "private", "rprivate"])
+def test_a_mounts_own_propagation_is_kept(box: Box, tmp_path: Path, root: str) -> None:
+    (source := tmp_path / "source").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "top", str(source)], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", str(source)], check=True)
+        (source / "inner").mkdir()
+        box.linux["rootfsPropagation"] = root
+        for kind in ("bounding", "effective", "permitted"):
+            box.process["capabilities"][kind].append("CAP_SYS_ADMIN")
+        box.config["mounts"].append({"destination": "/own", "type": "tmpfs", "source": "own", "options": ["shared"]})
+        _mount(box, "/data", source, "rbind", "rshared")
+        table = box.sh("mount -t tmpfs inner /data/inner; grep -E ' /(own|data) ' /proc/self/mountinfo")
+        assert table.count(" shared:") == 2
+        # In a peer group of the container's own.
+        assert f" {source}/inner " not in Path("/proc/self/mountinfo").read_text()
+    finally:
+        subprocess.run(["umount", "-R", str(source)], check=True)
+
+
 def test_what_the_host_mounts_below_a_slave_root_is_seen_inside(box: Box) -> None:
     subprocess.run(["mount", "--bind", str(box.rootfs), str(box.rootfs)], check=True)
     try:

@@ -75,15 +75,17 @@ class Prepared:
 class PreparedMounts:
     """The root and every mount, with the descriptors they hold."""
 
-    __slots__ = ("cgroups", "follows", "label", "mounts", "propagation", "root", "root_path", "warnings")
+    __slots__ = ("cgroups", "follows", "label", "mounts", "named", "propagation", "root", "root_path", "warnings")
 
-    def __init__(self, root_path: str, propagation: tuple[int, bool], *, follows: bool) -> None:
+    def __init__(self, root_path: str, propagation: tuple[int, bool], *, named: bool) -> None:
         self.root_path = root_path
         #: ``linux.mountLabel``.
         self.label = ""
         self.propagation = propagation
+        #: The propagation is the configuration's and no default.
+        self.named = named
         #: What the host mounts later below its path of the root is seen inside, as the configuration asks.
-        self.follows = follows
+        self.follows = named and propagation[0] == m.MS_SLAVE
         self.root = -1
         self.mounts: list[Prepared] = []
         #: The container's own groups, for a mount of type cgroup: (name of the directory, detached mount).
@@ -133,7 +135,7 @@ def prepare(
     name = linux.get("rootfsPropagation") or ""
     propagation = mount_options.PROPAGATION[name] if name else DEFAULT_PROPAGATION
     root_path = os.path.join(bundle, config["root"]["path"])
-    prepared = PreparedMounts(root_path, propagation, follows=bool(name) and propagation[0] == m.MS_SLAVE)
+    prepared = PreparedMounts(root_path, propagation, named=bool(name))
     prepared.label = linux.get("mountLabel") or ""
     users = any(one["type"] == "user" for one in linux.get("namespaces") or [])
     if users and os.geteuid() != 0:

@@ -271,7 +271,8 @@ class Rootfs:
             m.umount(".", m.MNT_DETACH)
         os.chdir("/")
         kind, recursive = self._prepared.propagation
-        if (kind, recursive) != (m.MS_PRIVATE, False):
+        # Private is what all here is already, and otherwise only what a mount's own options made so.
+        if self._prepared.named and kind != m.MS_PRIVATE:
             trace.step("set root propagation", "/")
             m.mount(None, "/", None, kind | (m.MS_REC if recursive else 0))
 
