@@ -54,6 +54,25 @@ def test_a_created_container_runs_the_trampoline_not_the_interpreter(box: Box) -
     box.discard(created)
 
 
+@pytest.mark.parametrize("all_", [False, True])
+@pytest.mark.parametrize("own_pids", [False, True])
+def test_a_created_container_is_ended_by_a_signal_that_ends_processes(box: Box, own_pids: bool, all_: bool) -> None:
+    if not own_pids:
+        box.linux["namespaces"] = [one for one in box.linux["namespaces"] if one["type"] != "pid"]
+    created = box.create("sleep", "100")
+    for harmless in (0, signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH):
+        box.handler.kill(box.container_id, harmless, all=all_)
+    assert box.handler.state(box.container_id)["status"] == "created"
+    box.handler.kill(box.container_id, signal.SIGTERM, all=all_)
+    pidfd = os.pidfd_open(created.pid)
+    assert select.select([pidfd], [], [], 10)[0]
+    os.close(pidfd)
+    assert box.handler.state(box.container_id)["status"] == "stopped"
+    ended = os.waitstatus_to_exitcode(os.waitpid(created.pid, 0)[1])
+    assert ended == -(signal.SIGKILL if own_pids else signal.SIGTERM)
+    box.handler.delete(box.container_id)
+
+
 def test_a_created_container_can_be_deleted_unstarted(box: Box) -> None:
     created = box.create("true")
     box.handler.delete(box.container_id)

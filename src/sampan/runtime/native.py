@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _LARGEST_CONFIG = 16 << 20
 _LOOK_MS, _START_LOOKS = 100, 600
 _SIGKILL = 9
+#: Those that end no process by default: 0, CHLD, CONT, STOP, TSTP, TTIN, TTOU, URG and WINCH (signal(7)).
+_HARMLESS = frozenset((0, 17, 18, 19, 20, 21, 22, 23, 28))
 
 
 class NativeHandler:
@@ -158,13 +160,17 @@ class NativeHandler:
         """Signal the init, or with ``all`` each process of the container.
 
         SIGKILL ends a paused container too, and all of one without a PID namespace of its own: there the end of the
-        init is not the end of the others.
+        init is not the end of the others. A created container is ended by any signal that would end a process.
 
         Raises:
             WrongState: The container has stopped.
         """
-        record = StateDir(self.root, container_id).load()
+        directory = StateDir(self.root, container_id)
+        record = directory.load()
         group = self._group(record)
+        if signal not in _HARMLESS and not record.get("foreign_pids") and self._waits(directory):
+            # The kernel keeps from process 1 what it does not handle, and one that waits handles nothing.
+            signal = _SIGKILL
         if all:
             group.kill(signal)
             return
