@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from runtime_bundle import Box
+from runtime_command import private_runtime
 
 from sampan.errors import InvalidInput, StageFailed, Unsupported, WrongState
 from sampan.runtime.checkpoint import Options
@@ -123,6 +124,19 @@ def test_what_does_not_run_is_not_checkpointed(box: Box, tmp_path: Path) -> None
     os.waitpid(created.pid, 0)
     with pytest.raises(WrongState, match="is not running"):
         box.handler.checkpoint(box.container_id, Options(str(tmp_path / "image")))
+
+
+def test_what_is_to_be_done_with_connections_and_files_is_told_to_criu(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    (criu := tmp_path / "criu").write_text(f'#!/bin/sh\n[ "$1" = check ] || echo "$@" > {told}\n')
+    criu.chmod(0o755)
+    with private_runtime(tmp_path) as runtime:
+        runtime.start("c1")
+        dump = ("--criu", str(criu), "checkpoint", "--leave-running", "--image-path", str(tmp_path / "image"))
+        runtime.run(*dump, "--tcp-skip-in-flight", "--link-remap", "c1")
+        assert {"dump", "--skip-in-flight", "--link-remap"} <= set(told.read_text().split())
+        runtime.run(*dump, "c1")
+        assert not {"--skip-in-flight", "--link-remap"} & set(told.read_text().split())
 
 
 def test_options_that_criu_does_not_know_are_refused() -> None:

@@ -151,6 +151,40 @@ def test_exec_gets_a_terminal_and_gives_it_to_a_socket(runtime: Runtime) -> None
     os.close(fds[0])
 
 
+def _received(server: socket.socket) -> tuple[bytes, int]:
+    with server.accept()[0] as connection:
+        message, (fd,), _, _ = socket.recv_fds(connection, 4096, 1)
+    return message, fd
+
+
+def test_a_pidfd_of_the_process_comes_over_a_socket(runtime: Runtime) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path := str(runtime.bundle / "s"))
+        server.listen()
+        for number, command in enumerate((("create",), ("run", "-d"))):
+            words = runtime.command(*command, "--pidfd-socket", path, name := f"c{number}")
+            subprocess.run(words, cwd=runtime.bundle, stdin=-3, stdout=-3, stderr=-3, check=True)
+            message, pidfd = _received(server)
+            assert message == b"standard"
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            assert select.select([pidfd], [], [], 10)[0]
+            os.close(pidfd)
+            assert runtime.state(name)["status"] == "stopped"
+            runtime.run("delete", name)
+        runtime.start("c1")
+        process = subprocess.Popen(runtime.command("exec", "--pidfd-socket", path, "c1", BUSYBOX, "sleep", "1000"))
+        message, pidfd = _received(server)
+        assert message == b"setns"
+        signal.pidfd_send_signal(pidfd, signal.SIGUSR1)
+        assert process.wait(10) == 128 + signal.SIGUSR1
+        os.close(pidfd)
+        assert runtime.state("c1")["status"] == "running"
+    assert "send pidfd" in runtime.run("exec", "--pidfd-socket", path, "c1", BUSYBOX, "sleep", "1000", code=255).stderr
+    runtime.run("delete", "--force", "c1")
+    assert "send pidfd" in runtime.run("create", "--pidfd-socket", path, "c1", code=1).stderr
+    assert runtime.run("list", "-q").stdout == ""
+
+
 def test_exec_in_a_paused_container_waits_where_it_may(runtime: Runtime) -> None:
     runtime.start("c1")
     runtime.run("pause", "c1")

@@ -28,6 +28,8 @@ OPTIONS = {
     "checkpoint": (
         *_COMMON,
         Option("parent-path", VALUE, "directory of an earlier pre-dump"),
+        Option("tcp-skip-in-flight", FLAG, "leave out TCP connections that are being made"),
+        Option("link-remap", FLAG, "link files back that were unlinked, where possible"),
         Option("leave-running", FLAG, "let the container run on"),
         Option("status-fd", VALUE, "descriptor that criu tells when lazy pages are ready"),
         Option("page-server", VALUE, "ADDRESS:PORT of a page server"),
@@ -58,6 +60,8 @@ def command_checkpoint(context: Context, parsed: Parsed) -> int:
     handler.state(name)
     options = _options(context, parsed)
     options.parent_path = parsed.value("parent-path")
+    options.tcp_skip_in_flight = parsed.flag("tcp-skip-in-flight")
+    options.link_remap = parsed.flag("link-remap")
     options.leave_running = parsed.flag("leave-running")
     options.pre_dump = parsed.flag("pre-dump")
     handler.checkpoint(name, options)

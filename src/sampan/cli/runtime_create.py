@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _CREATE = (
     Option("bundle,b", VALUE, "directory of config.json (default: the current one)"),
     Option("console-socket", VALUE, "unix socket that gets the master side of the terminal"),
+    Option("pidfd-socket", VALUE, "unix socket that gets a descriptor of the process (pidfd)"),
     Option("pid-file", VALUE, "file to write the process id to"),
     Option("no-pivot", FLAG, "move the root instead of pivoting: for a root on a ramdisk"),
     Option("no-new-keyring", FLAG, "let the container have the caller's session keyring"),
@@ -115,6 +116,7 @@ def _create(context: Context, parsed: Parsed, name: str, bundle: str, config: di
     for warning in created.warnings:
         context.report("warning", warning)
     try:
+        send_pidfd(parsed.value("pidfd-socket"), created.pid, "standard")
         write_pid_file(parsed.value("pid-file"), created.pid)
     except SampanError:
         context.handler().delete(name, force=True)
@@ -166,6 +168,18 @@ def listen_fds(process: object, options: Options) -> None:
     options.preserve_fds += int(count)
     env = process.get("env")
     process["env"] = [*(env if isinstance(env, list) else []), f"LISTEN_FDS={count}", "LISTEN_PID=1"]
+
+
+def send_pidfd(path: str, pid: int, name: str) -> None:
+    """Send a pidfd of our child to the unix socket at ``path``, if there is one; ``name`` is runc's for its kind."""
+    if not path:
+        return
+    from sampan.runtime import console
+
+    try:
+        console.send_pidfd(path, pid, name)
+    except OSError as error:
+        raise StageFailed("send pidfd", error, path=path) from error
 
 
 def write_pid_file(path: str, pid: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sampan.cli.runtime import Context, container_id
-from sampan.cli.runtime_create import check_console, listen_fds, process_options, write_pid_file
+from sampan.cli.runtime_create import check_console, listen_fds, process_options, send_pidfd, write_pid_file
 from sampan.cli.runtime_options import FLAG, LIST, NUMBER, VALUE, Option, Parsed, to_number
 from sampan.cli.runtime_seal import seal_to_exec
 from sampan.errors import InvalidInput, SampanError
@@ -25,6 +25,7 @@ OPTIONS = {
         Option("additional-gids,g", LIST, "further group ids"),
         Option("process,p", VALUE, "file of the process, an OCI process object"),
         Option("detach,d", FLAG, "do not wait for the process"),
+        Option("pidfd-socket", VALUE, "unix socket that gets a descriptor of the process (pidfd)"),
         Option("pid-file", VALUE, "file to write the process id to"),
         Option("process-label", VALUE, "SELinux label of the process"),
         Option("apparmor", VALUE, "AppArmor profile of the process"),
@@ -58,6 +59,7 @@ def command_exec(context: Context, parsed: Parsed) -> int:
     for warning in created.warnings:
         context.report("warning", warning)
     try:
+        send_pidfd(parsed.value("pidfd-socket"), created.pid, "setns")
         write_pid_file(parsed.value("pid-file"), created.pid)
     except SampanError:
         import os

@@ -43,6 +43,8 @@ class Options:
         parent_path: Directory of an earlier pre-dump, relative to the image directory.
         leave_running: Let the container go on after the dump.
         tcp_established: Take open TCP connections along.
+        tcp_skip_in_flight: Leave out TCP connections that are being made.
+        link_remap: Give files that were unlinked a name for the time of the image, where possible.
         ext_unix_sk: Take connections to unix sockets outside along.
         shell_job: The container belongs to a session outside.
         file_locks: Take file locks along.
@@ -63,6 +65,7 @@ class Options:
         "file_locks",
         "image_path",
         "leave_running",
+        "link_remap",
         "lsm_mount_context",
         "lsm_profile",
         "manage_cgroups",
@@ -70,6 +73,7 @@ class Options:
         "pre_dump",
         "shell_job",
         "tcp_established",
+        "tcp_skip_in_flight",
         "work_path",
     )
 
@@ -85,6 +89,8 @@ class Options:
         self.leave_running: bool = others.pop("leave_running", False)
         self.pre_dump: bool = others.pop("pre_dump", False)
         self.tcp_established: bool = others.pop("tcp_established", False)
+        self.tcp_skip_in_flight: bool = others.pop("tcp_skip_in_flight", False)
+        self.link_remap: bool = others.pop("link_remap", False)
         self.ext_unix_sk: bool = others.pop("ext_unix_sk", False)
         self.shell_job: bool = others.pop("shell_job", False)
         self.file_locks: bool = others.pop("file_locks", False)
@@ -154,6 +160,10 @@ def dump(directory: StateDir, record: dict[str, Any], options: Options) -> None:
         arguments.append("--track-mem")
     if options.leave_running:
         arguments.append("--leave-running")
+    if options.tcp_skip_in_flight:
+        arguments.append("--skip-in-flight")
+    if options.link_remap:
+        arguments.append("--link-remap")
     for place, _ in _outside(config, record["bundle"], group.paths()):
         arguments += ["--external", f"mnt[{place}]:{place}"]
     _refuse_joined_network(config, options)
