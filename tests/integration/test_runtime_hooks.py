@@ -57,6 +57,29 @@ def test_all_hooks_run_in_order_with_the_state(box: Box, tmp_path: Path) -> None
     assert inside == [False, False, True, True, False, False]
 
 
+def test_a_hook_without_an_environment_has_that_of_who_runs_it(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime's on the machine, the program's in the container, and never the runtime's in there."""
+    monkeypatch.setenv("RUNTIMES", "runtime's")
+    box.process["env"] = ["PATH=/usr/bin:/bin", "PROGRAMS=program's"]
+    (log := tmp_path / "log").mkdir(mode=0o777)
+    box.config["mounts"].append({"destination": "/log", "type": "bind", "source": str(log), "options": ["bind"]})
+    variants: tuple[dict[str, Any], ...] = ({}, {"env": None}, {"env": []}, {"env": ["HOOKS=hook's"]})
+    for kind in KINDS:
+        said = f'echo "$RUNTIMES$PROGRAMS$HOOKS" >> {"/log" if kind == "startContainer" else log}/{kind}'
+        hooks = [{"path": "/bin/sh", "args": ["sh", "-c", said], **variant} for variant in variants]
+        box.config.setdefault("hooks", {})[kind] = hooks
+    created = box.create("true")
+    box.handler.start(box.container_id)
+    os.waitpid(created.pid, 0)
+    box.handler.delete(box.container_id)
+    default = {"createContainer": "", "startContainer": "program's"}
+    for kind in KINDS:
+        absent = default.get(kind, "runtime's")
+        assert (log / kind).read_text().splitlines() == [absent, absent, "", "hook's"], kind
+
+
 @pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer"])
 def test_a_hook_that_fails_fails_the_create(box: Box, kind: str) -> None:
     box.config["hooks"] = {kind: [_hook("echo so it goes >&2; exit 3")]}

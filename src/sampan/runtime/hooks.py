@@ -14,6 +14,7 @@ from sampan.runtime import trace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from sampan.spec.runtime_types import Hook
@@ -21,8 +22,14 @@ if TYPE_CHECKING:
 _MOST_OUTPUT = 4096
 
 
-def run(kind: str, hooks: list[Hook], state: dict[str, Any]) -> None:
+def run(kind: str, hooks: list[Hook], state: dict[str, Any], env: list[str] | None = None) -> None:
     """Run the hooks of a kind one after another, each with the container's state on its stdin.
+
+    Args:
+        kind: Their key in the configuration.
+        hooks: What to run.
+        state: The state document.
+        env: The environment of a hook that names none; the caller's own when None.
 
     Raises:
         StageFailed: One could not be run, ended with a status other than 0, or took longer than its timeout.
@@ -34,7 +41,7 @@ def run(kind: str, hooks: list[Hook], state: dict[str, Any]) -> None:
     document = dumps(state)
     for number, hook in enumerate(hooks):
         trace.step(f"run {kind} hook {number}", hook["path"])
-        _run(f"{kind} hook {number}", hook, document)
+        _run(f"{kind} hook {number}", hook, document, env)
 
 
 def run_each(kind: str, hooks: list[Hook], state: dict[str, Any]) -> None:
@@ -53,9 +60,15 @@ def preload() -> None:
     dumps({})
 
 
-def _run(name: str, hook: Hook, document: bytes) -> None:
+def _environment(hook: Hook, env: list[str] | None) -> Mapping[str, str]:
+    # An empty list is an environment too.
+    own = hook.get("env")
+    entries = env if own is None else own
+    return os.environ if entries is None else dict(entry.partition("=")[::2] for entry in entries)
+
+
+def _run(name: str, hook: Hook, document: bytes, env: list[str] | None) -> None:
     path = hook["path"]
-    environment = dict(entry.partition("=")[::2] for entry in hook.get("env") or [])
     state = _readable(document)
     output, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -63,7 +76,7 @@ def _run(name: str, hook: Hook, document: bytes) -> None:
         pid = os.posix_spawn(
             path,
             hook.get("args") or [path],
-            environment,
+            _environment(hook, env),
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, state, 0),
                 (os.POSIX_SPAWN_DUP2, writer, 1),

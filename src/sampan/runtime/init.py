@@ -182,10 +182,12 @@ def _run_hooks(work: InitWork) -> None:
         trace.step("wait for createRuntime hooks")
         work.program.channel.ask(ENVIRONMENT)
     if own:
-        hooks.run("createContainer", own, {**work.state, "pid": os.getpid()})
+        # The runtime's environment stays outside.
+        hooks.run("createContainer", own, {**work.state, "pid": os.getpid()}, [])
     late = kinds.get("startContainer") or []
     if late:
         # Their paths are the container's, and they run when it is started. What they need is loaded now.
         state = {**work.state, "status": "created", "pid": os.getpid()}
         hooks.preload()
-        work.program.before_exec.append(lambda: hooks.run("startContainer", late, state))
+        env = work.program.process.get("env") or []
+        work.program.before_exec.append(lambda: hooks.run("startContainer", late, state, env))
