@@ -279,6 +279,29 @@ def test_update_sets_each_limit_or_names_it(
         assert content in place.read_text()
 
 
+@pytest.mark.parametrize(
+    ("option", "key", "v1", "v2"),
+    [("--cpu-idle", "idle", "cpu.idle", "cpu.idle"), ("--cpu-burst", "burst", "cpu.cfs_burst_us", "cpu.max.burst")],
+)
+def test_a_file_of_resources_can_put_a_value_back_to_0(
+    runtime: Runtime, option: str, key: str, v1: str, v2: str
+) -> None:
+    runtime.config["linux"]["resources"]["cpu"] = {"quota": 50000}
+    runtime.configure("sleep", "1000")
+    runtime.start("c1")
+    own = parse_proc_cgroup(Path(f"/proc/{runtime.state('c1')['pid']}/cgroup").read_text())
+    place = Path("/sys/fs/cgroup", own[""].lstrip("/"), v2)
+    if mode() != "v2":
+        place = Path("/sys/fs/cgroup/cpu", own["cpu"].lstrip("/"), v1)
+    if not place.exists():
+        pytest.skip(f"this kernel has no {place.name}")
+    runtime.run("update", option, "1", "c1")
+    assert place.read_text() == "1\n"
+    (limits := runtime.bundle / "limits.json").write_text(json.dumps({"cpu": {key: 0, "quota": 0, "shares": 0}}))
+    runtime.run("update", "-r", str(limits), "c1")
+    assert place.read_text() == "0\n"
+
+
 def test_update_refuses_what_it_does_not_do(runtime: Runtime) -> None:
     runtime.start("c1")
     for option in ("--l3-cache-schema", "--mem-bw-schema"):

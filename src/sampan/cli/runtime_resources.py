@@ -35,6 +35,8 @@ _LIMITS: dict[str, tuple[str, str, str, str]] = {
     "memory-swap": ("memory", "swap", VALUE, "limit of memory and swap together; -1: none"),
     "pids-limit": ("pids", "limit", NUMBER, "most processes and threads"),
 }
+#: Of which 0 is a value like others in a file of resources, as runc has it.
+_ZERO_COUNTS = frozenset(("burst", "idle"))
 _SIZES = frozenset(("memory", "memory-reservation", "memory-swap"))
 
 OPTIONS = {
@@ -84,7 +86,7 @@ def _read_resources(path: str) -> dict[str, Any]:
         raise InvalidInput("is not a JSON object", field=path)
     # runc's own callers (docker update, for one) write 0 for "as it is".
     return {
-        section: {key: value for key, value in values.items() if value not in (0, "", None)}
+        section: {key: value for key, value in values.items() if value not in (0, "", None) or key in _ZERO_COUNTS}
         if section in ("cpu", "memory", "pids", "blockIO") and isinstance(values, dict)
         else values
         for section, values in document.items()
