@@ -268,6 +268,17 @@ def test_misuse_is_one_line(runtime: Runtime) -> None:
         assert runtime.run(*args).stdout
 
 
+def test_a_log_that_cannot_be_written_is_said(runtime: Runtime) -> None:
+    for path in ("/nodir/log", "/proc/version/log"):
+        ended = runtime.run("--log", path, "list", code=1)
+        assert f"open log at {path}" in ended.stderr
+        assert ended.stdout == ""
+    # One that is full is told of, with what was to be in it.
+    ended = runtime.run("--log", "/dev/full", "state", "nope", code=1)
+    assert "No space left on device" in ended.stderr
+    assert "does not exist" in ended.stderr
+
+
 def test_a_trace_names_the_steps(runtime: Runtime) -> None:
     runtime.configure("true")
     text = runtime.run("--trace", "run", "c1").stderr

@@ -70,6 +70,8 @@ class Context:
     def __init__(self, parsed: Parsed) -> None:
         self.debug = parsed.flag("debug")
         self.log = parsed.value("log")
+        if self.log:
+            os.close(_open_log(self.log))  # an engine that looks for errors there would find none
         form = parsed.value("log-format", "text")
         if form not in ("text", "json"):
             raise InvalidInput(f"{form!r} is neither text nor json", field="--log-format")
@@ -100,17 +102,26 @@ class Context:
         line = _log_line(level, message, as_json=self.log_json)
         if self.log:
             try:
-                fd = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                fd = _open_log(self.log)
                 try:
                     os.write(fd, line)
                 finally:
                     os.close(fd)
-            except OSError as error:
-                line += f"{NAME}: log {self.log}: {error.strerror}\n".encode()
+            except (OSError, StageFailed) as error:
+                line += f"{NAME}: {error}\n".encode("utf-8", "surrogateescape")
+                os.write(2, line)
+                return
             if level == "error":
                 os.write(2, f"{message}\n".encode("utf-8", "surrogateescape"))
         else:
             os.write(2, line)
+
+
+def _open_log(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StageFailed("open log", error, path=path) from error
 
 
 def default_root() -> str:
