@@ -268,6 +268,17 @@ def test_misuse_is_one_line(runtime: Runtime) -> None:
         assert runtime.run(*args).stdout
 
 
+def test_run_tells_all_faults_of_a_configuration_without_a_process(runtime: Runtime) -> None:
+    runtime.config["linux"]["sysctl"] = {"kernel.foo": "1"}
+    process = runtime.config.pop("process")
+    (runtime.bundle / "config.json").write_text(json.dumps(runtime.config))
+    assert "linux.sysctl['kernel.foo']" in runtime.run("run", "c1", code=1).stderr
+    runtime.config["linux"]["sysctl"] = {}
+    (runtime.bundle / "config.json").write_text(json.dumps(runtime.config))
+    assert "process: is required" in runtime.run("run", "c1", code=1).stderr
+    runtime.config["process"] = process
+
+
 def test_a_log_that_cannot_be_written_is_said(runtime: Runtime) -> None:
     for path in ("/nodir/log", "/proc/version/log"):
         ended = runtime.run("--log", path, "list", code=1)

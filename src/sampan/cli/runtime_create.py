@@ -67,6 +67,7 @@ def command_run(context: Context, parsed: Parsed) -> int:
     config = _config(bundle)
     _check(config, parsed, detach=detach)
     if not config.get("process"):
+        validate(config)
         raise InvalidInput("is required: there is nothing to run", field="process")
     seal_to_create(config)
     handler = context.handler()

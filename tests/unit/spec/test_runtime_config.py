@@ -61,11 +61,17 @@ def test_a_sound_configuration_passes() -> None:
         ("process.rlimits", [{"type": "RLIMIT_CPU", "soft": 1, "hard": 1}] * 2, "process.rlimits[1].type"),
         ("process.oomScoreAdj", 1001, "process.oomScoreAdj"),
         ("process.scheduler", {"policy": "SCHED_LUCK"}, "process.scheduler.policy"),
+        ("process.scheduler", {"policy": "SCHED_BATCH", "priority": 1}, "process.scheduler.priority"),
+        ("process.scheduler", {"policy": "SCHED_RR", "priority": 1, "runtime": 1}, "process.scheduler.runtime"),
+        ("process.scheduler", {"policy": "SCHED_OTHER", "deadline": 1}, "process.scheduler.deadline"),
+        ("process.scheduler", {"policy": "SCHED_IDLE", "period": 1}, "process.scheduler.period"),
         ("process.ioPriority", {"class": "IOPRIO_CLASS_BE", "priority": 8}, "process.ioPriority.priority"),
         ("process.execCPUAffinity", {"initial": "1-"}, "process.execCPUAffinity.initial"),
         ("process.execCPUAffinity", {"final": "3-1"}, "process.execCPUAffinity.final"),
         ("process.capabilities", {"bounding": "all"}, "process.capabilities.bounding"),
         ("mounts", [{"destination": "relative", "type": "tmpfs"}], "mounts[0].destination"),
+        ("mounts", [{"destination": "/", "type": "tmpfs"}], "mounts[0].destination"),
+        ("mounts", [{"destination": "//a/.././", "source": "/x", "options": ["bind"]}], "mounts[0].destination"),
         ("mounts", [{"destination": "/x", "options": ["bind"]}], "mounts[0].source"),
         ("mounts", [{"destination": "/x"}], "mounts[0].type"),
         ("mounts", [{"destination": "/x", "type": "tmpfs", "options": ["idmap"]}], "mounts[0].options"),
@@ -88,6 +94,7 @@ def test_a_sound_configuration_passes() -> None:
         ("linux.devices", [{"type": "z", "path": "/dev/x"}], "linux.devices[0].type"),
         ("linux.personality", {"domain": "LINUX", "flags": ["x"]}, "linux.personality.flags"),
         ("linux.intelRdt", {"closID": "x"}, "linux.intelRdt"),
+        ("linux.intelRdt", {}, "linux.intelRdt"),
         (
             "linux.seccomp",
             {"defaultAction": "SCMP_ACT_LOG", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_NOTIFY"}]},
@@ -127,6 +134,7 @@ def test_a_sound_configuration_passes() -> None:
         ("hooks", {"prestart": [{"path": "/x", "env": ["A=b", "=c"]}]}, "hooks.prestart[0].env[1]"),
         ("hostname", "x" * 65, "hostname"),
         ("annotations", {"a": 1}, "annotations['a']"),
+        ("annotations", {"": "x"}, "annotations['']"),
     ],
 )
 def test_each_fault_is_named(path: str, value: object, field: str) -> None:
@@ -174,6 +182,74 @@ def test_all_faults_come_together() -> None:
         "process.cwd",
         "linux.namespaces",
     ]
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"policy": "SCHED_OTHER", "nice": 5, "priority": 0, "runtime": 0},
+        {"policy": "SCHED_FIFO", "priority": 5},
+        {"policy": "SCHED_DEADLINE", "runtime": 1, "deadline": 2, "period": 3},
+    ],
+)
+def test_each_policy_has_its_parameters(scheduler: dict[str, Any]) -> None:
+    validate_process({"args": ["x"], "cwd": "/", "scheduler": scheduler})
+
+
+def _told(config: dict[str, Any]) -> set[str]:
+    with pytest.raises(InvalidConfig) as caught:
+        validate(config)
+    return {path for path, _ in caught.value.faults}
+
+
+def test_a_wrong_field_hides_no_others_meaning() -> None:
+    config = _config()
+    config["process"] |= {"cwd": "rel", "env": ["A", 7], "rlimits": [{"type": "RLIMIT_CPU", "soft": 9, "hard": 3}]}
+    config["mounts"] = [{"destination": "rel", "options": ["bind"]}, {"destination": "/x"}, 7]
+    config["linux"]["sysctl"] = {"kernel.foo": "1", "net.ipv4.ip_forward": 1}
+    config["linux"]["uidMappings"] = [
+        {"containerID": 0, "hostID": 0},
+        {"containerID": 1, "hostID": 2**32 - 2, "size": 9},
+    ]
+    config["linux"]["devices"] = [{"type": "c", "path": "x", "minor": 1}]
+    config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_NOTIFY", "flags": ["X"]}
+    config["hooks"] = {"prestart": [{"path": "x", "env": ["=c"]}]}
+    assert _told(config) == {
+        "process.cwd",
+        "process.env[0]",
+        "process.env[1]",
+        "process.rlimits[0].soft",
+        "mounts[0].destination",
+        "mounts[0].source",
+        "mounts[1].type",
+        "mounts[2]",
+        "linux.sysctl['kernel.foo']",
+        "linux.sysctl['net.ipv4.ip_forward']",
+        "linux.uidMappings[0].size",
+        "linux.uidMappings[1].size",
+        "linux.devices[0].path",
+        "linux.devices[0].major",
+        "linux.seccomp.flags[0]",
+        "linux.seccomp.defaultAction",
+        "hooks.prestart[0].path",
+        "hooks.prestart[0].env[0]",
+    }
+
+
+def test_what_is_wrong_is_not_taken_for_absent() -> None:
+    config = _config()
+    config["linux"]["namespaces"] = [{"type": "mount"}, {"type": "moon"}]
+    config["hostname"] = "x"
+    config["linux"]["sysctl"] = {"net.core.somaxconn": "1"}
+    config["linux"]["timeOffsets"] = {"monotonic": {"secs": 1}}
+    config["mounts"] = [{"destination": "/x", "source": 0, "options": ["bind"]}, {"destination": "/x", "type": 5}]
+    assert _told(config) == {"linux.namespaces[1].type", "mounts[0].source", "mounts[1].type"}
+
+
+def test_many_faults_take_no_time_of_each_other() -> None:
+    config = _config()
+    config["process"]["env"] = [7] * 20_000
+    assert len(_told(config)) == 20_000
 
 
 def test_shape_and_meaning_are_reported_together() -> None:
