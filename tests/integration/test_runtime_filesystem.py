@@ -109,6 +109,23 @@ def test_a_file_is_bound_over_a_file_made_for_it(box: Box, tmp_path: Path) -> No
     assert box.sh("cat /etc/deep/down/file") == "content"
 
 
+@pytest.mark.parametrize("fstype", ["bind", "tmpfs"])
+@pytest.mark.parametrize("link", ["/", "../../..", "."])
+def test_a_mount_over_the_root_is_refused(box: Box, tmp_path: Path, fstype: str, link: str) -> None:
+    (source := tmp_path / "source").mkdir()
+    (box.rootfs / "up").symlink_to(link)
+    _mount(box, "/up", source, fstype=fstype)
+    with pytest.raises(StageFailed, match=r"at /up: .*over the root is refused"):
+        box.create("true")
+    assert os.listdir(box.handler.root) == []
+
+
+def test_the_root_may_be_mounted_in_itself(box: Box) -> None:
+    _mount(box, "/data", box.rootfs, "bind")
+    _mount(box, "/data/tmp", "tmpfs", fstype="tmpfs")
+    assert box.sh("ls /data/bin/busybox; grep -c ' /data/tmp ' /proc/self/mounts") == "/data/bin/busybox\n1"
+
+
 def test_destinations_may_be_symlinks_inside_the_root(box: Box, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

@@ -106,6 +106,7 @@ class Rootfs:
         try:
             target = make_dirs(self.fd, one.destination) if one.directory else make_file(self.fd, one.destination)
             try:
+                self._refuse_root(target, one)
                 refuse_proc(target, one)
                 m.attach(one.tree, target)
             finally:
@@ -114,6 +115,11 @@ class Rootfs:
         finally:
             if late:
                 one.close()
+
+    def _refuse_root(self, target: int, one: Prepared) -> None:
+        """Refuse a mount over the root, which the pivot would leave behind: a symlink of the image may lead there."""
+        if os.path.samestat(os.fstat(target), os.fstat(self.fd)) and _place(target) == _place(self.fd):
+            raise OSError(errno.EINVAL, "a mount over the root is refused", one.destination)
 
     def _change(self, one: Prepared) -> None:
         """Change what is mounted at the destination; the kernel refuses where nothing is."""
@@ -134,6 +140,7 @@ class Rootfs:
         else:
             target = make_dirs(self.fd, one.destination)
         try:
+            self._refuse_root(target, one)
             refuse_proc(target, one)
             data = one.options.data
             if one.fstype == "tmpfs" and not any(key.startswith("mode=") for key in data):
@@ -275,6 +282,10 @@ class Rootfs:
         if self._prepared.named and kind != m.MS_PRIVATE:
             trace.step("set root propagation", "/")
             m.mount(None, "/", None, kind | (m.MS_REC if recursive else 0))
+
+
+def _place(fd: int) -> str:
+    return os.readlink(f"/proc/self/fd/{fd}")
 
 
 def make_filesystem(fstype: str, source: str, data: list[str]) -> int:
