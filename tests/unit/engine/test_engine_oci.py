@@ -94,6 +94,7 @@ def bus(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_folder_of_devices_is_given_whole(bus: Path, slash: str) -> None:
     nodes, rules = oci.devices(container(Device(f"{bus}{slash}", f"/dev/b{slash}", "rw")), host_devices=False)
@@ -104,6 +105,7 @@ def test_a_folder_of_devices_is_given_whole(bus: Path, slash: str) -> None:
     assert rules[-1] == {"allow": True, "type": "b", "major": 7, "minor": 0, "access": "rw"}
 
 
+@pytest.mark.root
 def test_a_folder_that_is_too_large_for_devices_is_refused(bus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oci, "_MOST_ENTRIES", 9)
     with pytest.raises(InvalidInput, match=r"^devices\[0\]\.host_path: .* more than 9 files"):
