@@ -423,7 +423,7 @@ def test_sysctls_of_an_interface_are_set_once_it_is_there(daemon: World, users: 
         "net/ipv4/conf/eth0/arp_announce": "2",
         "net.ipv4.neigh.eth0.gc_stale_time": "61",
         "net.ipv4.conf.lo.arp_filter": "1",
-        "net.core.somaxconn": "77",
+        "net.ipv4.tcp_fin_timeout": "77",
     }
     linux = pb.LinuxContainerConfig(security_context=pb.LinuxContainerSecurityContext(namespace_options=options))
     container = run(daemon, run_with(wanted), linux=linux)
