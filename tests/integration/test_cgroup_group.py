@@ -5,6 +5,7 @@ import select
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -202,6 +203,22 @@ def test_removal_waits_for_processes_that_are_dying(group: Group) -> None:
     for pid in pids:
         os.waitpid(pid, 0)
     group.create()
+
+
+def test_a_group_can_be_made_while_another_takes_their_common_parent_along() -> None:
+    """mkdir(2) in a group that is being removed says ENODEV, in one that has been ENOENT."""
+    parent = f"{ROOT}/{os.getpid()}"
+
+    def make_and_remove(name: str) -> None:
+        for _ in range(400):
+            one = open_group(f"{parent}/shared/{name}")
+            one.create()
+            one.remove()
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(make_and_remove, str(number)) for number in range(4)]:
+            done.result()
+    assert not open_group(parent).exists()
 
 
 def test_a_parent_that_was_there_stays() -> None:

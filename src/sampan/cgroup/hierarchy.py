@@ -22,6 +22,8 @@ _MARK = "trusted.sampan.made"
 _NO_CHILDREN = 2
 #: Seconds that removal waits for the last processes of a group to be gone from it.
 _REMOVAL_PATIENCE = 5.0
+#: How a group that is not there any more answers; the second where its removal is under way (kernfs).
+_VANISHED = (errno.ENOENT, errno.ENODEV)
 _V1_CONTROLLERS = frozenset(
     (
         "cpuset",
@@ -205,18 +207,16 @@ def make_directory(
         except FileExistsError:
             if adopt is None:
                 return False
-        except FileNotFoundError:
-            pass
         except OSError as error:
-            raise StageFailed("make cgroup", error, path=leaf) from error
+            if error.errno not in _VANISHED:
+                raise StageFailed("make cgroup", error, path=leaf) from error
     # A parent may be removed by someone else's clean-up between its making and the making of its child.
     for _ in range(64):
         try:
             return _make_chain(point, path, adopt) or made
-        except FileNotFoundError:
-            continue
         except OSError as error:
-            raise StageFailed("make cgroup", error, path=leaf) from error
+            if error.errno not in _VANISHED:
+                raise StageFailed("make cgroup", error, path=leaf) from error
     raise StageFailed("make cgroup", OSError(errno.ENOENT, "a parent keeps vanishing"), path=leaf)
 
 
@@ -347,7 +347,7 @@ def read_pids(directory: str, *, below: bool) -> list[int]:
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:  # a threaded group of cgroup v2
                 text = "\n".join(_processes_of(read_file(f"{group}/cgroup.threads").split()))
-            elif error.errno in (errno.ENOENT, errno.ENODEV):
+            elif error.errno in _VANISHED:
                 continue
             else:
                 raise
