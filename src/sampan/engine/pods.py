@@ -15,15 +15,13 @@ import msgspec
 
 from sampan import network
 from sampan.cgroup import open_group
-from sampan.engine import checks, joining, podfiles, selinux
+from sampan.engine import checks, interface_sysctls, joining, podfiles, selinux
 from sampan.engine.model import Metadata, PodRecord, PodSpec, Resources
 from sampan.engine.mounts import oci_mappings
 from sampan.engine.records import Flights
 from sampan.engine.stats import PodStats
 from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, Unavailable, WrongState
-from sampan.runtime import sysctl
 from sampan.runtime.sandbox import destroy_sandbox
-from sampan.spec.sysctl_names import interface_of
 
 if TYPE_CHECKING:
     from sampan.engine.engine import Engine
@@ -96,12 +94,13 @@ class Pods:
                 open_group(parent).create()
             monitor = engine.start_monitor(pod.id, handler)
             hostname = podfiles.hostname_of(spec, pod.id)
+            at_once, of_interfaces = interface_sysctls.split(spec.sysctls)
             made = monitor.sandbox(
                 engine.layout.namespaces(pod.id),
                 _kinds(spec),
                 # Without a uts namespace of its own the pod has the machine's name.
                 hostname=hostname if "uts" in _kinds(spec) else "",
-                sysctls={name: value for name, value in spec.sysctls.items() if not interface_of(name)},
+                sysctls=at_once,
                 uid_mappings=oci_mappings(spec.namespaces.uid_mappings),
                 gid_mappings=oci_mappings(spec.namespaces.gid_mappings),
                 pause=spec.namespaces.pid == "pod",
@@ -111,8 +110,7 @@ class Pods:
             pod.namespace_paths = dict(made["paths"])
             pod.pause_pid = int(made["pause_pid"])
             attached = self._attach(pod)
-            if of_interfaces := {name: value for name, value in spec.sysctls.items() if interface_of(name)}:
-                sysctl.apply_in(pod.namespace_paths["network"], of_interfaces)
+            interface_sysctls.apply(pod.namespace_paths.get("network", ""), of_interfaces)
             files = engine.layout.files(pod.id)
             podfiles.write(files, spec, hostname, pod.ips, spec.dns)
             self._publish(pod, f"{files}/hosts", attached)

@@ -27,6 +27,8 @@ from sampan.network.manage import (
     tidy,
 )
 from sampan.network.names import publish as publish_names
+from sampan.network.netns import inside as inside_namespace
+from sampan.network.netns import open_namespace
 from sampan.network.state import State
 
 __all__ = [
@@ -48,10 +50,12 @@ __all__ = [
     "dead",
     "detach",
     "free",
+    "inside_namespace",
     "load",
     "members",
     "mend",
     "obstacles",
+    "open_namespace",
     "programs",
     "publish_names",
     "reconcile",
