@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from sampan.cri import api_pb2 as pb
 from sampan.cri import pod_messages, signals
 from sampan.engine.model import ContainerRecord, ImageRecord, Mount, Resources
-from sampan.errors import NotFound
 
 if TYPE_CHECKING:
     from sampan.engine.images import Images
@@ -73,21 +72,11 @@ def statuses(images: "Images", containers: Iterable[ContainerRecord]) -> list[pb
 
     @cache
     def found(image_id: str) -> tuple[ImageRecord | None, str]:
-        return _found(images, image_id)
+        image = images.find(image_id)
+        config = image.config.config if image else None
+        return image.record if image else None, (config.stop_signal if config else None) or _STOP_SIGNAL
 
     return [status(container, *found(container.image_id)) for container in containers]
-
-
-def _found(images: "Images", image_id: str) -> tuple[ImageRecord | None, str]:
-    """An image, if it is still there, and the signal that its containers are stopped with."""
-    try:
-        image = images.resolve(image_id) if image_id else None
-    except NotFound:
-        image = None
-    if image is None:
-        return None, _STOP_SIGNAL
-    config = image.config.config
-    return image.record, (config.stop_signal if config else None) or _STOP_SIGNAL
 
 
 def status(container: ContainerRecord, image: ImageRecord | None, stop_signal: str = "") -> pb.ContainerStatus:

@@ -362,13 +362,17 @@ class Images:
         """The configuration of an image."""
         return self.resolve(reference).config
 
+    def find(self, reference: str) -> ResolvedImage | None:
+        """An image; None if there is none of that name or id, or neither was given."""
+        try:
+            return self.resolve(reference) if reference else None
+        except NotFound:
+            return None
+
     def config_of(self, record: ContainerRecord) -> spec.ContainerConfig:
         """What a container's image says of running it; empty when the image is gone or there was none."""
-        try:
-            config = self.resolve(record.image_id).config if record.image_id else None
-        except NotFound:
-            config = None
-        return (config.config if config else None) or spec.ContainerConfig()
+        image = self.find(record.image_id)
+        return (image.config.config if image else None) or spec.ContainerConfig()
 
     def snapshot_of(self, image: ResolvedImage) -> str:
         """The snapshot that holds the image's root file system, unpacked now if it is not."""
