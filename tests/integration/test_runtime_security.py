@@ -3,11 +3,12 @@
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tracers
 from runtime_bundle import Box
 
 from sampan.errors import InvalidInput, StageFailed
@@ -377,24 +378,9 @@ def _spy(pid: int, mark: str) -> tuple[int, int]:
     Returns:
         Its pid, and a pipe from which what it saw is read once it is killed: lines of ``exe`` and ``host``.
     """
-    from sampan.linux import capabilities
-    from sampan.linux.namespaces import CLONE_NEWNS, CLONE_NEWPID, setns
 
-    reader, writer = os.pipe()
-    ready, tell = os.pipe()
-    outer = os.fork()
-    if outer:
-        os.close(writer)
-        os.close(tell)
-        assert os.read(ready, 1) == b"!"
-        os.close(ready)
-        return outer, reader
-    pidfd = os.pidfd_open(pid)
-    setns(pidfd, CLONE_NEWNS | CLONE_NEWPID)
-    if os.fork() == 0:
-        allowed = capabilities.mask(["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_KILL"])
-        capabilities.set_sets(allowed, allowed, 0)
-        os.write(tell, b"!")
+    def watch(tell: Callable[[], None], writer: int) -> None:
+        tell()
         seen = set(os.listdir("/proc"))
         while True:
             for name in os.listdir("/proc"):
@@ -406,9 +392,8 @@ def _spy(pid: int, mark: str) -> tuple[int, int]:
                 except OSError:
                     continue
                 os.write(writer, f"{exe} {'host' if host else ''}\n".encode())
-    os.close(writer)
-    os.wait()
-    os._exit(0)
+
+    return tracers.start(pid, watch)
 
 
 @pytest.mark.slow

@@ -3,22 +3,20 @@
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tracers
 from shim_pods import Pod, process
 
-from sampan.linux import capabilities
-from sampan.linux.namespaces import CLONE_NEWNS, CLONE_NEWPID, setns
 from sampan.linux.syscall import X86_64
 from sampan.shim.zygote import Zygote
 
 pytestmark = pytest.mark.root
 
-RIGHT = "CAP_SYS_PTRACE"
 #: How often the memory of one process is opened.
 _LOOKS = 8
 #: How the right to trace came into the PID namespace of container "one": another container joined it, "one" joined the
@@ -41,39 +39,23 @@ def spy(pid: int) -> Iterator[int]:
     at its end of which of them the memory is still alive though the process has become another program or has ended:
     that was somebody else's.
     """
-    reader, writer = os.pipe()
-    ready, tell = os.pipe()
     stop, end = os.pipe()
-    outer = os.fork()
-    if outer == 0:
-        os.close(end)
-        pidfd = os.pidfd_open(pid)
-        setns(pidfd, CLONE_NEWNS | CLONE_NEWPID)
-        inner = os.fork()
-        if inner == 0:
-            _watch(tell, stop, writer)
-        os.close(writer)
-        os.waitpid(inner, 0)
-        os._exit(0)
-    for fd in (writer, tell, stop):
-        os.close(fd)
-    assert os.read(ready, 1) == b"!"
-    os.close(ready)
+    os.set_blocking(stop, False)
+    child, reader = tracers.start(pid, lambda tell, writer: _watch(tell, stop, writer))
     try:
         yield reader
     finally:
+        os.write(end, b".")
+        os.waitpid(child, 0)
+        os.close(stop)
         os.close(end)
-        os.waitpid(outer, 0)
 
 
-def _watch(tell: int, stop: int, writer: int) -> None:
-    allowed = capabilities.mask([RIGHT, "CAP_DAC_OVERRIDE", "CAP_KILL"])
-    capabilities.set_sets(allowed, allowed, 0)
-    os.set_blocking(stop, False)
+def _watch(tell: Callable[[], None], stop: int, writer: int) -> None:
     # Not once alone: a process that has just come is still the runtime, and soon another program.
     left = Counter(dict.fromkeys(os.listdir("/proc"), _LOOKS))
     held: list[tuple[int, int]] = []
-    os.write(tell, b"!")
+    tell()
     number = 0
     while True:
         number += 1
@@ -100,7 +82,6 @@ def _watch(tell: int, stop: int, writer: int) -> None:
         except OSError:
             pass
     os.write(writer, b"%d %d\n" % (len(held), alive))
-    os._exit(0)
 
 
 @pytest.mark.slow
@@ -108,7 +89,7 @@ def _watch(tell: int, stop: int, writer: int) -> None:
 def test_no_tracer_gets_hold_of_the_monitors_memory(pod: Pod, way: str) -> None:
     if not X86_64:
         pytest.skip("nothing borrows memory here")
-    rights = {kind: [RIGHT] for kind in ("bounding", "effective", "permitted")}
+    rights = {kind: [tracers.RIGHT] for kind in ("bounding", "effective", "permitted")}
 
     def run(name: str, space: dict[str, Any], **changes: Any) -> int:
         spaces = [{"type": "pid", **space}, *({"type": kind} for kind in ("ipc", "uts", "mount", "network"))]
