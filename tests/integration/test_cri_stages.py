@@ -131,6 +131,8 @@ class Doomed(Daemon):
 
     point = ""
     registry: LocalRegistry
+    #: What it pulls where the pull is not what is cut off.
+    usual: pb.ImageSpec
 
     def command(self) -> list[str]:
         """With the fatal function, if there is to be one."""
@@ -149,30 +151,32 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doomed]:
         private_daemon("sampancri8", "10.89.90.0/24", Doomed) as server,
     ):
         server.registry = registry
+        server.usual = push_image(server, "demo/usual", "")
         yield server
 
 
-def push_image(daemon: "Doomed", text: str) -> None:
-    """An image that no attempt before has pulled a part of."""
+def push_image(daemon: "Doomed", repository: str, text: str) -> pb.ImageSpec:
+    """An image; with another ``text`` none of its layers is that of an image before."""
     program = Path("/bin/busybox")
     entries = [oci_image.directory("/bin"), oci_image.file("/bin/busybox", program, 0o755)]
     entries += [oci_image.hard_link(f"/bin/{name}", "/bin/busybox") for name in ("sleep", "echo")]
     image = oci_image.Image([oci_image.layer([*entries, oci_image.file("/text", text)])], {"Env": ["PATH=/bin"]})
-    oci_image.push(image, daemon.registry.address, "demo/some", "1")
-    daemon.image = pb.ImageSpec(image=f"{daemon.registry.host}/demo/some:1")
+    oci_image.push(image, daemon.registry.address, repository, "1")
+    return pb.ImageSpec(image=f"{daemon.registry.host}/{repository}:1")
 
 
 @pytest.fixture
 def fresh(daemon: Doomed) -> Iterator[Doomed]:
-    """The daemon as it should be, with nothing in it."""
-    daemon.start()
+    """The daemon as it should be, with nothing in it; the test before leaves it running."""
+    if daemon.process is None:
+        daemon.start()
     yield daemon
-    daemon.kill()
-    daemon.point = ""
-    daemon.start()
+    if daemon.point:  # the test has failed
+        daemon.kill()
+        daemon.point = ""
+        daemon.start()
     daemon.remove_pods()
     daemon.images.RemoveImage(pb.RemoveImageRequest(image=daemon.image))
-    daemon.stop()
 
 
 class Life:
@@ -285,7 +289,7 @@ def told_in_order(events: list[pb.ContainerEventResponse], life: Life) -> None:
 @pytest.mark.parametrize(("stage", "point"), STAGES, ids=[f"{s}-{p.split(':')[1]}" for s, p in STAGES])
 def test_a_kill_at_a_stage(fresh: Doomed, stage: str, point: str) -> None:
     daemon = fresh
-    push_image(daemon, point if stage == "pull" else "")
+    daemon.image = push_image(daemon, "demo/pulled", point) if stage == "pull" else daemon.usual
     life = Life(daemon)
     followers = [Follower(daemon)]
     for step in life.steps():
