@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import socket
 import ssl
 import subprocess
@@ -261,6 +262,16 @@ def test_a_client_that_opens_too_little_too_late_is_refused(engine: Engine, cont
     hasty.close()
 
 
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """As many open files as this process may have, as the daemon has it: here one process is both ends."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.usefixtures("many_files")
 def test_two_hundred_sessions_at_once(server: Server, engine: Engine, container: str) -> None:
     count = 200
 
