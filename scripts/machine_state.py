@@ -31,7 +31,8 @@ WATCHED = {
     "/dev/mqueue": 1,
 }
 #: Entries in those that belong to others: of the temporary directory, all but what a runtime or Python would name.
-IGNORED = re.compile(r"^/tmp/(?!sampan|tmp|cri|cni|oci|runc|containerd)|^/run/(lock|user|systemd|log)")
+#: /run/mount is libmount's, made by the first `umount` after a boot.
+IGNORED = re.compile(r"^/tmp/(?!sampan|tmp|cri|cni|oci|runc|containerd)|^/run/(lock|log|mount|systemd|user)(/|$)")
 CGROUP_ROOT = "/sys/fs/cgroup"
 
 
