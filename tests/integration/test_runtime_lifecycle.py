@@ -145,7 +145,7 @@ def test_a_start_does_not_wait_for_an_init_that_another_has_stopped(box: Box) ->
     box.linux["namespaces"].append({"type": "pid", "path": "/proc/self/ns/pid"})
     created = box.create("true")
     os.kill(created.pid, signal.SIGSTOP)
-    with pytest.raises(StageFailed, match="wait for the program to run: it was stopped on its way"):
+    with pytest.raises(StageFailed, match="wait for the program to run: the process was stopped on its way"):
         box.handler.start(box.container_id)
     assert os.waitstatus_to_exitcode(os.waitpid(created.pid, 0)[1]) == -signal.SIGKILL
     box.handler.delete(box.container_id)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from sampan.engine.mounts import normalized
 from sampan.errors import InvalidInput
 
 T = TypeVar("T")
@@ -75,8 +76,7 @@ def absolute(value: str, field: str, *, required: bool = False) -> str:
 def inside(value: str, field: str, *, required: bool = False) -> str:
     """An absolute path in a container; ``..`` is taken out by the letter, and leads no higher than the root."""
     _absolute(value, field, required=required)
-    # normpath keeps two slashes at the beginning, which POSIX lets mean something else.
-    return f"/{posixpath.normpath(value).lstrip('/')}" if ".." in value.split("/") else value
+    return normalized(value) if ".." in value.split("/") else value
 
 
 def _absolute(value: str, field: str, *, required: bool) -> str:

@@ -97,12 +97,13 @@ def networks(config: configuration.Config) -> Iterator[Finding]:
                 yield area.error("configuration", str(fault), "mend the file, or take it out of the folder")
             found = network.status(nets)
             first = nets.default() if found.ready else None
+            none = not nets.names() and not nets.faults()
     except (SampanError, OSError) as error:
         yield area.error("networks", str(error), f"see {config.network.conf_dir}")
         return
     if not found.ready:
         mend = "install the plugin, or mend the configuration"
-        if not nets.names() and not nets.faults():
+        if none:
             mend = "have the cluster's network write its conflist, or set network.built_in = true"
         yield area.error("default network", found.message, mend)
     elif first is not None:

@@ -136,11 +136,7 @@ class _Execution:
             self._clone(kinds, made)
         finally:
             theirs.close()
-        adjust = self._process.get("oomScoreAdj")
-        if adjust is not None and self._inside is None:
-            warning = set_oom_score(launch.pid, adjust)
-            if warning:
-                launch.warnings.append(warning)
+        self._born(launch)
         launch.follow()
         if self._lent:
             borrow.check()

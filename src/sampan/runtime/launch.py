@@ -9,7 +9,7 @@ from sampan.errors import StageFailed
 from sampan.linux.process import pidfd_getfd, pidfd_open
 from sampan.runtime import channel as talk
 from sampan.runtime import trace
-from sampan.runtime.state import stopped
+from sampan.runtime.state import stopped, stopped_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ class Launch:
         """Whoever is in the process's PID namespace may signal it as soon as it is there: it would never go on."""
         # Not by itself, as soon as it was the program.
         if self.pid and stopped(self.pid) and self.channel.silent():
-            hint = "a process that shares its PID namespace stops what it sees there"
-            raise StageFailed(trace.stage, OSError(0, "the process was stopped on its way"), hint=hint)
+            raise stopped_at(trace.stage)
 
     def _serve(self, letter: str, fields: tuple[object, ...], fd: int) -> None:
         if letter == talk.BORN:

@@ -75,7 +75,7 @@ class Prepared:
 class PreparedMounts:
     """The root and every mount, with the descriptors they hold."""
 
-    __slots__ = ("cgroups", "follows", "label", "mounts", "named", "propagation", "root", "root_path", "warnings")
+    __slots__ = ("cgroups", "label", "mounts", "named", "propagation", "root", "root_path", "warnings")
 
     def __init__(self, root_path: str, propagation: tuple[int, bool], *, named: bool) -> None:
         self.root_path = root_path
@@ -84,14 +84,17 @@ class PreparedMounts:
         self.propagation = propagation
         #: The propagation is the configuration's and no default.
         self.named = named
-        #: What the host mounts later below its path of the root is seen inside, as the configuration asks.
-        self.follows = named and propagation[0] == m.MS_SLAVE
         self.root = -1
         self.mounts: list[Prepared] = []
         #: The container's own groups, for a mount of type cgroup: (name of the directory, detached mount).
         self.cgroups: list[tuple[str, int]] = []
         #: What was asked for and has no effect.
         self.warnings: list[str] = []
+
+    @property
+    def follows(self) -> bool:
+        """What the host mounts later below its path of the root is seen inside, as the configuration asks."""
+        return self.named and self.propagation[0] == m.MS_SLAVE
 
     def open_root(self) -> None:
         """Copy the root as a detached tree."""

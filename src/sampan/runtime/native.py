@@ -17,7 +17,7 @@ from sampan.linux.process import pidfd_open, pidfd_send_signal
 from sampan.runtime import trace
 from sampan.runtime.handler import Created
 from sampan.runtime.options import Options
-from sampan.runtime.state import StateDir, document, dumps, loads, start_time, stopped
+from sampan.runtime.state import StateDir, document, dumps, loads, start_time, stopped, stopped_at
 from sampan.spec.runtime_config import validate, validate_resources
 
 TYPE_CHECKING = False
@@ -459,8 +459,7 @@ def _read_report(fd: int, pid: int, *, patient: bool) -> bytes:
             looks += 1
             if stopped(pid) and not poll.poll(0):  # not by itself, as soon as it ran
                 os.kill(pid, _SIGKILL)
-                hint = "a process that shares its PID namespace stops what it sees there"
-                raise StageFailed("wait for the program to run", OSError(0, "it was stopped on its way"), hint=hint)
+                raise stopped_at("wait for the program to run")
             continue
         chunk = os.read(fd, 4096)
         if not chunk:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 
-from sampan.errors import AlreadyExists, Corrupt, InvalidInput, NotFound
+from sampan.errors import AlreadyExists, Corrupt, InvalidInput, NotFound, StageFailed
 from sampan.wire import jsontext
 
 TYPE_CHECKING = False
@@ -173,6 +173,12 @@ def start_time(pid: int) -> int:
 def stopped(pid: int) -> bool:
     """Whether process ``pid`` was stopped by a signal or a tracer (field 3)."""
     return _stat(pid)[:1] in ([b"T"], [b"t"])
+
+
+def stopped_at(stage: str) -> StageFailed:
+    """The error for a process that was found stopped before it was the container's program."""
+    hint = "a process that shares its PID namespace stops what it sees there"
+    return StageFailed(stage, OSError(0, "the process was stopped on its way"), hint=hint)
 
 
 def _stat(pid: int) -> list[bytes]:
