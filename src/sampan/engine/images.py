@@ -23,6 +23,7 @@ from sampan.storage.unpack import snapshot_name, unpack, unpacked
 if TYPE_CHECKING:
     from sampan.engine.engine import Engine
     from sampan.registry import Credentials
+    from sampan.storage.images import ImageEntry
 
 #: Label that keeps an image from collection, as containerd has it.
 PINNED_LABEL = "io.cri-containerd.pinned"
@@ -96,7 +97,7 @@ class Images:
             launch=engine.zygote.run_worker if engine.zygote else None,
             **options,
         )
-        return self._record(pulled.target.digest)
+        return self._record(pulled.target.digest, self._names().list())
 
     def push(
         self,
@@ -194,15 +195,12 @@ class Images:
                 return [self.get(reference)]
             except NotFound:
                 return []
-        digests = {entry.target.digest: None for entry in self._names().list()}
-        records = {}
-        for digest in digests:
-            try:
-                record = self._record(digest)
-            except NotFound:
-                continue  # half of it was removed by hand; `gc` and `fsck` speak of that
-            records[record.id] = record
-        return list(records.values())
+        images: dict[str, builtins.list[ImageEntry]] = {}
+        for entry in self._names().list():
+            # Half of an image may have been removed by hand; `gc` and `fsck` speak of that.
+            if image_id := self._id_at(entry):
+                images.setdefault(image_id, []).append(entry)
+        return [self._record(entries[-1].target.digest, entries) for entries in images.values()]
 
     def get(self, reference: str) -> ImageRecord:
         """The image that a name, a digest or (the beginning of) an id leads to.
@@ -215,49 +213,51 @@ class Images:
 
     def resolve(self, reference: str) -> ResolvedImage:
         """The image with its manifest and configuration; see :meth:`get`."""
-        digest = self._find(reference)
+        entries = self._names().list()
+        digest = self._find(reference, entries)
         content = self._content(digest)
-        return ResolvedImage(self._record(digest), content.manifest, content.config, digest)
+        return ResolvedImage(self._record(digest, entries), content.manifest, content.config, digest)
 
     def target(self, reference: str) -> spec.Descriptor:
         """What a name, a digest or an id leads to: an index or a manifest, whatever its platforms; see :meth:`get`."""
-        return self._descriptor(self._find(reference))
+        return self._descriptor(self._find(reference, self._names().list()))
 
-    def _find(self, reference: str) -> str:
-        """Digest of the target that ``reference`` leads to."""
+    def _find(self, reference: str, entries: "builtins.list[ImageEntry]") -> str:
+        """Digest of the target that ``reference`` leads to, by what all names lead to."""
         if not reference:
             raise InvalidInput("is empty", field="image")
-        by_id = self._find_by_id(reference)
+        by_id = self._find_by_id(reference, entries)
         if by_id:
             return by_id
         if len(reference.removeprefix("sha256:")) == 64 and _HEX.issuperset(reference.removeprefix("sha256:")):
             raise NotFound(f'image "{reference}" does not exist')
         parsed = Reference.parse(reference)
-        if parsed.digest:
-            for entry in self._names().list():
-                same = Reference.parse(entry.name).repository == parsed.repository
-                if same and parsed.digest in (entry.target.digest, self._content(entry.target.digest).manifest.digest):
-                    return str(entry.target.digest)
-        else:
-            try:
-                return str(self._names().get(str(parsed)).target.digest)
-            except NotFound:
-                pass
+        name = str(parsed)
+        for entry in entries:
+            if entry.name == name or (parsed.digest and self._is_at(entry, parsed)):
+                return str(entry.target.digest)
         raise NotFound(f'image "{reference}" does not exist', hint="pull it first")
 
-    def _find_by_id(self, text: str) -> str:
+    def _is_at(self, entry: "ImageEntry", wanted: Reference) -> bool:
+        """Whether an image has the wanted digest in the wanted repository: its own, or its manifest's for here."""
+        if Reference.parse(entry.name).repository != wanted.repository:
+            return False
+        if wanted.digest == entry.target.digest:
+            return True
+        try:
+            return wanted.digest == self._content(entry.target.digest).manifest.digest
+        except NotFound:
+            return False
+
+    def _find_by_id(self, text: str, entries: "builtins.list[ImageEntry]") -> str:
         """Target of the image whose id is or begins with ``text``; empty when ``text`` looks like none."""
         digits = text.removeprefix("sha256:")
         if not (4 <= len(digits) <= 64 and _HEX.issuperset(digits)):
             return ""
-        found = {}
-        for entry in self._names().list():
-            try:
-                content = self._content(entry.target.digest)
-            except NotFound:
-                continue
-            if content.config_digest.startswith(f"sha256:{digits}"):
-                found[content.config_digest] = entry.target.digest
+        begins = f"sha256:{digits}"
+        found = {
+            image_id: entry.target.digest for entry in entries if (image_id := self._id_at(entry)).startswith(begins)
+        }
         if len(found) > 1:
             raise InvalidInput(f'"{text}" is the beginning of {len(found)} image ids', field="image")
         return next(iter(found.values()), "")
@@ -277,18 +277,14 @@ class Images:
         info = self._engine.store.content.info(digest)
         return spec.Descriptor(media_type=info.media_type, digest=digest, size=info.size)
 
-    def _record(self, digest: str) -> ImageRecord:
-        """The record of the image that ``digest`` leads to, with every name of the same image."""
+    def _record(self, digest: str, entries: "builtins.list[ImageEntry]") -> ImageRecord:
+        """The record of the image that ``digest`` leads to, with those of the names that are the same image's."""
         content = self._content(digest)
         tags: builtins.list[str] = []
         digests: dict[str, None] = {}
         created, pinned = 0, False
-        for entry in self._names().list():
-            try:
-                same = self._content(entry.target.digest).config_digest == content.config_digest
-            except NotFound:
-                continue
-            if not same:
+        for entry in entries:
+            if self._id_at(entry) != content.config_digest:
                 continue
             parsed = Reference.parse(entry.name, default_tag="")
             if parsed.tag:
@@ -320,7 +316,7 @@ class Images:
         """
         image = self.resolve(reference)
         for entry in self._names().list():
-            if self._same_image(entry.target.digest, image.record.id):
+            if self._id_at(entry) == image.record.id:
                 self._names().delete(entry.name)
         self._engine.store.gc()
 
@@ -352,11 +348,12 @@ class Images:
         """Give the image ``source`` a further name."""
         self._names().put(str(Reference.parse(name)), self.target(source))
 
-    def _same_image(self, digest: str, image_id: str) -> bool:
+    def _id_at(self, entry: "ImageEntry") -> str:
+        """Id of the image that a name leads to; empty if a part of it is not stored."""
         try:
-            return self._content(digest).config_digest == image_id
+            return self._content(entry.target.digest).config_digest
         except NotFound:
-            return False
+            return ""
 
     def config(self, reference: str) -> spec.ImageConfig:
         """The configuration of an image."""
