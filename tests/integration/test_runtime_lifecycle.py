@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -242,6 +243,50 @@ def test_a_terminal_is_of_the_containers_devpts(box: Box) -> None:
     os.close(created.console)
     os.waitpid(created.pid, 0)
     assert output.split("\r\n")[:4] == ["/dev/pts/0", "33 99", "88:0", "ok"]
+
+
+@pytest.fixture
+def machine_dev(tmp_path: Path) -> Iterator[Path]:
+    """The machine's /dev with all that is mounted there, in a place where mounts spread to nobody but its own peers."""
+    place = tmp_path / "dev"
+    place.mkdir()
+    subprocess.run(["mount", "--rbind", "/dev", place], check=True)
+    try:
+        for kind in ("--make-rprivate", "--make-rshared"):
+            subprocess.run(["mount", kind, place], check=True)
+        yield place
+    finally:
+        subprocess.run(["umount", "-R", place], check=True)
+
+
+@pytest.mark.parametrize("spreads", [False, True])
+def test_a_terminal_where_a_volume_is_the_machines_dev(box: Box, machine_dev: Path, spreads: bool) -> None:
+    """As storage plugins of Kubernetes have it, into which people exec with a terminal."""
+    box.config["mounts"] = [one for one in box.config["mounts"] if not one["destination"].startswith("/dev")]
+    options = ["rbind", "rshared" if spreads else "rprivate"]
+    box.config["mounts"].append({"destination": "/dev", "type": "bind", "source": str(machine_dev), "options": options})
+    if spreads:
+        box.linux["rootfsPropagation"] = "shared"
+    box.process["terminal"] = True
+    created = box.create("sh", "-c", "test -t 0 && stat -c %t:%T $(tty) /dev/console; exec sleep 100")
+    box.handler.start(box.container_id)
+    poll = select.poll()
+    poll.register(created.console, select.POLLIN)
+    said = ""
+    while said.count("\n") < 2:
+        assert poll.poll(10_000)
+        said += os.read(created.console, 100).decode()
+    terminal, console = said.split()
+    # Over the machine's own console it would be everybody's.
+    assert (terminal.partition(":")[0], console == terminal) == ("88", not spreads)
+    seen = Path("/proc/self/mountinfo").read_text()
+    assert f"{machine_dev}/console" not in seen
+    document = {**box.process, "args": ["sh", "-c", "test -t 0 && stat -c %t $(tty)"]}
+    inner = box.handler.exec(box.container_id, document, Stdio())
+    assert read_terminal(inner.console) == "88\r\n"
+    os.close(inner.console)
+    os.waitpid(inner.pid, 0)
+    box.discard(created)
 
 
 def test_a_terminal_goes_to_the_console_socket(box: Box, tmp_path: Path) -> None:

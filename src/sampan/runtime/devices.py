@@ -135,7 +135,7 @@ def _symlink(parent: int, name: str, target: str) -> None:
             raise
 
 
-def host_console(root: int, slave: int) -> None:
+def bind_console(root: int, slave: int) -> None:
     """Bind the terminal ``slave`` over the container's /dev/console, made where missing."""
     trace.step("bind console", "/dev/console")
     source = m.open_tree(slave, "", m.OPEN_TREE_CLONE | m.OPEN_TREE_CLOEXEC | m.AT_EMPTY_PATH)
@@ -162,13 +162,25 @@ def _console(root: int) -> int:
 
 
 def open_multiplexer(root: int) -> int:
-    """The container's own pty multiplexer, opened and checked: a new terminal's master."""
-    from sampan.linux.pty import check_multiplexer
+    """The container's pty multiplexer, opened and checked: a new terminal's master."""
+    # A devtmpfs, which is at /dev where that is the machine's, has a node for the multiplexer of the devpts beside it.
+    for path in ("/dev/ptmx", "/dev/pts/ptmx"):
+        master = _multiplexer(root, path)
+        if master >= 0:
+            return master
+    raise OSError(errno.EINVAL, "not on a devpts file system", path)
 
-    fd = open_in_root(root, "/dev/ptmx", os.O_RDWR | os.O_NOCTTY)
+
+def _multiplexer(root: int, path: str) -> int:
+    """-1 for a node outside a devpts."""
+    from sampan.linux.pty import is_on_devpts
+
+    master = open_in_root(root, path, os.O_RDWR | os.O_NOCTTY)
     try:
-        check_multiplexer(fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+        if is_on_devpts(master):
+            return master
+    except OSError as error:
+        os.close(master)
+        raise OSError(error.errno, error.strerror, path) from None
+    os.close(master)
+    return -1

@@ -140,12 +140,14 @@ def _file_system(work: InitWork, linux: Linux) -> int:
     rootfs = Rootfs(work.mounts, no_pivot=work.no_pivot, shared=not work.plan.has("mount"))
     rootfs.attach()
     rootfs.mount_all()
-    if not any(one.bind and os.path.normpath(one.destination) == "/dev" for one in work.mounts.mounts):
+    volume = next((one for one in work.mounts.mounts if one.bind and os.path.normpath(one.destination) == "/dev"), None)
+    if volume is None:
         devices.populate(rootfs.fd, linux.get("devices") or [], user_namespace=program.user_namespace)
     _join_cgroup(work)
     _run_hooks(work)
     if program.process.get("terminal"):
-        programs.open_terminal(program, rootfs.fd, console=True)
+        # Not where it would be seen on the machine too.
+        programs.open_terminal(program, rootfs.fd, console=volume is None or not volume.shared)
     else:
         programs.reopen_null(rootfs.fd)
     rootfs.make_cwd(program.process.get("cwd") or "/")

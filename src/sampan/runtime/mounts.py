@@ -52,6 +52,12 @@ class Prepared:
         if self.bind:
             self.source = os.path.join(bundle, self.source)
 
+    @property
+    def shared(self) -> bool:
+        """Whether a bind mount stays a peer of its source: what is mounted below one is seen below the other."""
+        named = [kind for kind, _ in self.options.propagation]
+        return self._propagation[0] == m.MS_SHARED and (not named or named[-1] == m.MS_SHARED)
+
     def open(self) -> None:
         """Copy a bind mount's source as a detached tree, with the attributes that its options name."""
         self.copy()

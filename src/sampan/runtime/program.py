@@ -163,7 +163,7 @@ def open_terminal(program: Program, root: int, *, console: bool) -> None:
     if size:
         pty.resize(master, size["height"], size["width"])
     if console:
-        devices.host_console(root, slave)
+        devices.bind_console(root, slave)
     trace.step("hand over terminal")
     program.channel.send(CONSOLE, fd=master)
     os.close(master)

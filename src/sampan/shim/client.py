@@ -93,12 +93,10 @@ class EventStream:
 
     Args:
         channel: A conversation that has no other use.
-        oldest: Number of the first event that was still to be had: a gap before it is to be filled from ``info``.
     """
 
-    def __init__(self, channel: sockets.Channel, oldest: int) -> None:
+    def __init__(self, channel: sockets.Channel) -> None:
         self._channel = channel
-        self.oldest = oldest
 
     def fileno(self) -> int:
         """Readable when there may be an event, or the monitor has gone."""
@@ -338,11 +336,11 @@ class MonitorClient:
         """Subscribe to what happens after event number ``since``."""
         channel = self._connect()
         try:
-            frame = _in_time(channel, {"op": "events", "since": since}, (), patience)
+            _in_time(channel, {"op": "events", "since": since}, (), patience)
         except BaseException:
             channel.close()
             raise
-        return EventStream(channel, int(frame.body["oldest"]))
+        return EventStream(channel)
 
     def shutdown(self, *, force: bool = False) -> None:
         """End the monitor, with its namespaces and, if forced, its running containers.

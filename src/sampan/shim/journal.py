@@ -36,7 +36,7 @@ class Journal:
 
     def subscribe(self, call: Call, since: int) -> None:
         """Tell ``call`` of all events after number ``since``, those that are kept and those to come."""
-        call.reply({"last": self.last, "oldest": self._events[0]["seq"] if self._events else self.last + 1})
+        call.reply({})
         self._subscribers.append(call)
         call.on_hangup(lambda: self._subscribers.remove(call))
         for event in tuple(self._events):
