@@ -29,8 +29,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 INTEGRATION = ROOT / "tests" / "integration"
 
-#: Files of tests, or single tests, that are left to the real machine, each with the reason: neither cgroups nor a
-#: security module have a part in them, and together they would take the emulated processor some hours.
+#: Files of tests, or single tests, that are left to the real machine unless asked for (``--only rest``), each with the
+#: reason: neither cgroups nor a security module have a part in them, and they would take the emulated processor hours.
 NOT_HERE: dict[str, str] = {
     "test_cri_fuzz.py": "generated requests, which no kernel sees",
     "test_image_apply.py::test_a_real_root_is_as_umoci_unpacks_it": "the files of a whole Debian, unpacked twice",
@@ -93,7 +93,8 @@ StandardError=inherit
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make test-vm VM=...", description=__doc__)
-    parser.add_argument("--only", choices=(*PARTS, "systemd", "selinux", "critest"), help="one of the boots")
+    kinds = (*PARTS, "systemd", "selinux", "critest", "rest")
+    parser.add_argument("--only", choices=kinds, help="one of the boots; the last, what the others leave out")
     parser.add_argument("--timeout", type=float, default=3 * 3600, help="seconds for one boot")
     parser.add_argument("--shell", default="", help="one boot: run this command instead of tests")
     parser.add_argument("pytest", nargs="*", help="one boot: arguments for pytest instead of the whole list")
@@ -210,6 +211,8 @@ def boots(wanted: argparse.Namespace) -> list[Boot]:
     if wanted.only is None or wanted.only in PARTS:
         for name, reason in NOT_HERE.items():
             print(f"not here: {name}: {reason}")
+    if wanted.only == "rest":
+        return [Boot("rest", pytest([f"tests/integration/{name}" for name in NOT_HERE]))]
     found = [Boot(part, pytest(tests(part))) for part in PARTS if wanted.only in (None, part)]
     for kind, names in (("systemd", SYSTEMD), ("selinux", SELINUX)):
         if wanted.only in (None, kind):
