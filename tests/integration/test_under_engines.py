@@ -10,6 +10,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,20 @@ def _remove_cgroups(name: str) -> None:
             return
 
 
+def _await_the_last_user(folder: Path) -> None:
+    """Until no command names the folder: a monitor begins a clean-up by podman that nobody waits for."""
+    deadline = time.monotonic() + 60
+    while any(os.fsencode(folder) in line for line in _command_lines()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _command_lines() -> Iterator[bytes]:
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            yield (process / "cmdline").read_bytes()
+
+
 class Podman:
     """podman on directories of its own."""
 
@@ -116,6 +131,7 @@ def podman() -> Iterator[Podman]:
         yield engine
         _run([*engine.command, "rm", "--all", "--force", "--time", "0"], check=False)
         _remove_cgroups(engine.parent)
+        _await_the_last_user(folder)
     finally:
         shutil.rmtree(folder)
 
