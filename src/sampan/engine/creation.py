@@ -3,6 +3,7 @@
 import json
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sampan.cgroup import mode as cgroup_mode
@@ -140,12 +141,15 @@ class Creation:
         if not text:
             text = image.user or "0"
         if security.group is not None:
-            text = f"{text.partition(':')[0]}:{security.group}"
+            text = text.partition(":")[0]
         root = os.open(f"{self._bundle}/rootfs", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             user = lookup_user(root, text)
         finally:
             os.close(root)
+        if security.group is not None:
+            # In place of the user's own; the image's groups that list the user stay.
+            user = replace(user, gid=security.group)
         groups = list(security.supplemental_groups)
         if security.supplemental_groups_policy == "merge":
             groups = [*user.groups, *groups]

@@ -1,8 +1,9 @@
 """Who ``USER`` in an image is: names looked up in the root file system's own /etc/passwd and /etc/group.
 
 Docker's rules (moby's user package): ``user``, ``uid``, ``user:group``, ``uid:gid``, ``user:gid``, ``uid:group``;
-a name that is all digits is looked up as a name first; a number need not be in any file; without a group part the
-user's own group counts, and the supplementary groups that list him; with one, no supplementary groups do.
+a number is one, whatever names the files know: a user or group by the name "1000" could be anybody; it need not be in
+any file; without a group part the user's own group counts, and the supplementary groups that list him; with one, no
+supplementary groups do.
 
 The files are the image's, so hostile: opened by openat2 inside the root, regular files only, bounded in size and in
 lines. A number that does not fit in 32 bits is refused, not wrapped round to root's (CVE-2024-40635).
@@ -54,18 +55,12 @@ def lookup_user(root: int, text: str) -> User:
 
 def _user(root: int, who: str) -> User:
     number = _number(who, "user")
-    by_number: User | None = None
     for fields in _lines(root, "etc/passwd", 7):
         uid, gid = _id(fields[2]), _id(fields[3])
         if uid is None or gid is None:
             continue
-        found = User(uid, gid, (), fields[5] or _DEFAULT_HOME, fields[0])
-        if fields[0] == who:
-            return found
-        if uid == number and by_number is None:
-            by_number = found
-    if by_number is not None:
-        return by_number
+        if fields[0] == who if number is None else uid == number:
+            return User(uid, gid, (), fields[5] or _DEFAULT_HOME, fields[0])
     if number is None:
         raise InvalidInput(f'no user "{_short(who)}" in the image\'s /etc/passwd', field="user")
     return User(uid=number)
@@ -73,13 +68,13 @@ def _user(root: int, who: str) -> User:
 
 def _group(root: int, group: str) -> int:
     number = _number(group, "group")
+    if number is not None:
+        return number
     for fields in _lines(root, "etc/group", 3):
         gid = _id(fields[2])
         if fields[0] == group and gid is not None:
             return gid
-    if number is None:
-        raise InvalidInput(f'no group "{_short(group)}" in the image\'s /etc/group', field="group")
-    return number
+    raise InvalidInput(f'no group "{_short(group)}" in the image\'s /etc/group', field="group")
 
 
 def _supplementary(root: int, user: User) -> tuple[int, ...]:

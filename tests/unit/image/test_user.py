@@ -38,7 +38,9 @@ def root(tmp_path: Path) -> Iterator[int]:
         ("web:77", User(101, 77, (), "/srv", "web")),
         ("web:", User(101, 102, (4, 33), "/srv", "web")),
         (":adm", User(0, 4, (), "/root", "root")),
-        ("1000", User(7, 8, (), "/", "1000")),
+        # A name of digits is nobody's: what a request or a policy takes for 1000 would be another user.
+        ("1000", User(1000, 0, (), "/", "")),
+        ("1000:3000", User(1000, 3000, (), "/", "")),
         ("5555", User(5555, 0, (), "/", "")),
         ("5555:6666", User(5555, 6666, (), "/", "")),
         ("4294967294", User(4294967294, 0, (), "/", "")),
