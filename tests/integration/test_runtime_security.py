@@ -146,6 +146,26 @@ def test_masks_use_the_real_null_device(box: Box) -> None:
     assert box.sh("stat -c %t:%T /dev/null /etc/secret").split() == ["1:5", "1:3"]
 
 
+@pytest.mark.parametrize("destination", ["/agent/proc/self", "/agent/proc/sys", "/link/self"])
+def test_a_procfs_that_a_volume_brings_may_be_mounted_on_but_not_the_containers(box: Box, destination: str) -> None:
+    """Agents have the machine's root at one place, and more of it over that."""
+    (box.rootfs / "link").symlink_to("proc")
+    box.config["mounts"] += [
+        {"destination": "/agent/proc", "type": "bind", "source": "/proc", "options": ["rbind", "ro"]},
+        {"destination": destination, "type": "bind", "source": str(box.directory / "over"), "options": ["bind"]},
+    ]
+    (box.directory / "over").mkdir()
+    (box.directory / "over" / "mark").touch()
+    if destination.startswith("/link"):
+        with pytest.raises(StageFailed, match="a mount inside /proc is refused"):
+            box.create("true")
+        return
+    if destination.endswith("self"):
+        # By the number of whoever makes the mount: not for anybody to look for.
+        box.config["mounts"][-1]["destination"] = "/agent/proc/1"
+    assert box.sh(f"ls {box.config['mounts'][-1]['destination']}; ls -d /proc/1/attr") == "mark\n/proc/1/attr"
+
+
 # the terminal: CVE-2025-52565
 
 

@@ -1,6 +1,7 @@
 """Mounts: mount(2), umount2(2), and the mount API by descriptor of Linux 5.2 and later."""
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -200,3 +201,12 @@ def filesystem_type(fd: int) -> int:
     if libc.fstatfs(fd, ctypes.byref(buffer)) != 0:
         raise fail(f"/proc/self/fd/{fd}")
     return int(buffer[0]) & 0xFFFFFFFF
+
+
+def mount_id(fd: int) -> int:
+    """The id of the mount that ``fd`` is on (proc_pid_fdinfo(5))."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
+        for line in info:
+            if line.startswith("mnt_id:"):
+                return int(line[7:])
+    raise OSError(errno.EINVAL, "has no mount id", f"/proc/self/fdinfo/{fd}")

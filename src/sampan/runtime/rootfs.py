@@ -107,7 +107,7 @@ class Rootfs:
             target = make_dirs(self.fd, one.destination) if one.directory else make_file(self.fd, one.destination)
             try:
                 self._refuse_root(target, one)
-                refuse_proc(target, one)
+                refuse_proc(self.fd, target, one)
                 m.attach(one.tree, target)
             finally:
                 os.close(target)
@@ -141,7 +141,7 @@ class Rootfs:
             target = make_dirs(self.fd, one.destination)
         try:
             self._refuse_root(target, one)
-            refuse_proc(target, one)
+            refuse_proc(self.fd, target, one)
             data = one.options.data
             if one.fstype == "tmpfs" and not any(key.startswith("mode=") for key in data):
                 # A tmpfs takes over the mode of what it covers, as runc has it.
@@ -405,9 +405,18 @@ def propagate(fd: int, one: Prepared) -> None:
         m.set_attributes(fd, propagation=kind, recursive=recursive)
 
 
-def refuse_proc(target: int, one: Prepared) -> None:
-    """Refuse a mount inside procfs, save of a new procfs over the whole or of the files that lxcfs provides."""
-    if m.filesystem_type(target) != m.PROC_SUPER_MAGIC:
+def refuse_proc(root: int, target: int, one: Prepared) -> None:
+    """Refuse a mount inside the container's procfs, save of a new one over all of it or of the files lxcfs provides.
+
+    A procfs that a volume brings elsewhere, as agents have the machine's at /host/proc, is not the container's, by
+    whatever links its destination was reached: the runtime and libraries write to what is at /proc.
+
+    Args:
+        root: The container's root, a descriptor.
+        target: What the mount is to cover, a descriptor.
+        one: The mount.
+    """
+    if m.filesystem_type(target) != m.PROC_SUPER_MAGIC or not _is_mounted_at_proc(root, target):
         return
     where = os.readlink(f"/proc/self/fd/{target}")
     inside = os.path.normpath(one.destination)
@@ -416,6 +425,18 @@ def refuse_proc(target: int, one: Prepared) -> None:
     if inside.startswith("/proc/") and inside[6:] in _PROC_TARGETS and where.endswith(inside[5:]):
         return
     raise OSError(errno.EPERM, "a mount inside /proc is refused", one.destination)
+
+
+def _is_mounted_at_proc(root: int, target: int) -> bool:
+    """Whether what ``target`` is on is the mount that the container finds at /proc."""
+    try:
+        proc = open_in_root(root, "/proc")
+    except FileNotFoundError:
+        return False
+    try:
+        return m.mount_id(proc) == m.mount_id(target)
+    finally:
+        os.close(proc)
 
 
 def open_host_null() -> int:

@@ -6,20 +6,10 @@ all of it goes with the one mount. That is known by its id, so that no other mou
 
 from __future__ import annotations
 
-import errno
 import os
 
 from sampan.linux import mount as m
 from sampan.runtime import trace
-
-
-def identify(fd: int) -> int:
-    """The id of the mount that ``fd`` is on (proc_pid_fdinfo(5))."""
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
-        for line in info:
-            if line.startswith("mnt_id:"):
-                return int(line[7:])
-    raise OSError(errno.EINVAL, "has no mount id", f"/proc/self/fdinfo/{fd}")
 
 
 def remove(mount_id: int, path: str) -> None:
@@ -29,7 +19,7 @@ def remove(mount_id: int, path: str) -> None:
     except OSError:  # gone, and its mounts with it
         return
     try:
-        ours = identify(fd) == mount_id
+        ours = m.mount_id(fd) == mount_id
     finally:
         os.close(fd)
     if ours:
