@@ -45,6 +45,22 @@ print(flush=True)
 while True:
     rehearsal._play()
 """
+#: A call of the play fails; the zygote goes on all the same, with no process left.
+BROKEN = f"""
+import os, sys
+sys.path.insert(0, {str(SOURCE)!r})
+from sampan.shim import seed, rehearsal
+
+def fail(*_arguments, **_named):
+    raise OSError(28, "no space is left")
+
+setattr(rehearsal._Player, sys.argv[1], fail)
+rehearsal.prepare()
+try:
+    os.waitpid(-1, os.WNOHANG)
+except ChildProcessError:
+    print("no child")
+"""
 #: Where a part of it could be forgotten.
 PLACES = ("/dev/shm", "/run", "/tmp")
 
@@ -70,6 +86,14 @@ def test_a_played_pod_runs_what_a_real_one_does_and_leaves_nothing() -> None:
     assert wanted <= set(seen.split())
     assert descriptors == ""
     assert children == "no child"
+
+
+@pytest.mark.parametrize("call", ["create", "start", "exec", "delete"])
+def test_a_play_that_fails_holds_nothing_up(call: str) -> None:
+    # The container would wait for a minute.
+    command = [sys.executable, "-I", "-S", "-c", BROKEN, call]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=40)
+    assert (result.stdout, result.stderr) == ("no child\n", "")
 
 
 def test_a_zygote_leaves_nothing_of_its_rehearsal() -> None:

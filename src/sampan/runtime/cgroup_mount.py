@@ -15,6 +15,7 @@ from sampan.linux.resolve import make_dirs
 from sampan.runtime import labels, trace
 from sampan.runtime.mounts import Prepared, set_attributes
 from sampan.runtime.rootfs import make_filesystem, propagate, refuse_proc
+from sampan.runtime.users import mapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,11 +59,7 @@ def owner(config: RuntimeConfig) -> int:
     mounted = [one for one in config.get("mounts") or () if one.get("type") == "cgroup"]
     if not {"user", "cgroup"} <= new or not mounted or "ro" in (mounted[-1].get("options") or ()):
         return -1
-    uid = (config["process"].get("user") or {}).get("uid") or 0
-    for one in linux.get("uidMappings") or ():
-        if 0 <= uid - one["containerID"] < one["size"]:
-            return one["hostID"] + uid - one["containerID"]
-    return -1
+    return mapped((config["process"].get("user") or {}).get("uid") or 0, linux.get("uidMappings") or ())
 
 
 def _open(directory: str) -> int:
@@ -80,7 +77,7 @@ def mount_cgroup(root: int, one: Prepared, trees: list[tuple[str, int]]) -> None
     """
     target = make_dirs(root, one.destination)
     try:
-        refuse_proc(target, one)
+        refuse_proc(root, target, one)
         if len(trees) == 1 and not trees[0][0]:
             _set_attributes(trees[0][1], one)
             m.attach(trees[0][1], target)

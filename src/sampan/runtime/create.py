@@ -7,6 +7,7 @@ import os
 
 from sampan.cgroup import open_group
 from sampan.errors import StageFailed, WrongState
+from sampan.linux import mount as m
 from sampan.runtime import (
     borrow,
     console,
@@ -17,6 +18,7 @@ from sampan.runtime import (
     namespaces,
     program,
     shared_mounts,
+    streams,
     trace,
     users,
 )
@@ -200,7 +202,7 @@ class Creation:
     def _note_shared_mounts(self) -> None:
         """Without a mount namespace the root is mounted in the runtime's own; it goes with the container."""
         assert self._mounts is not None
-        self.record["mount"] = shared_mounts.identify(self._mounts.root)
+        self.record["mount"] = m.mount_id(self._mounts.root)
         self.directory.store(self.record)
 
     def _compile_filter(self, linux: Linux) -> Filter | None:
@@ -241,6 +243,7 @@ class Creation:
             self._mounts.cgroups = open_groups(group.paths())
 
     def _program(self, theirs: Channel, filter_: Filter | None) -> Program:
+        streams.give(self.stdio, self.config["process"], self.config.get("linux") or {})
         made = Program(self.config["process"], theirs, self.stdio)
         trace.step("make fifos", self.directory.path)
         made.fifo = self._fifo("exec.fifo")

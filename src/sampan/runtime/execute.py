@@ -13,7 +13,7 @@ from sampan.cgroup import open_group
 from sampan.errors import StageFailed, WrongState
 from sampan.linux import namespaces as ns
 from sampan.linux.process import clone3, pidfd_open
-from sampan.runtime import borrow, console, credentials, labels, program, scheduling, trace
+from sampan.runtime import borrow, console, credentials, labels, program, scheduling, streams, trace
 from sampan.runtime import channel as talk
 from sampan.runtime.channel import Channel
 from sampan.runtime.handler import Created
@@ -118,6 +118,7 @@ class _Execution:
         linux = self._config.get("linux") or {}
         ours, theirs = Channel.pair()
         self._channel, self._theirs = ours, theirs
+        streams.give(self._stdio, self._process, linux)
         made = Program(self._process, theirs, self._stdio)
         made.preserve_fds = self._options.preserve_fds
         section = linux.get("seccomp")

@@ -20,6 +20,7 @@ from sampan.errors import (
     Unsupported,
     WrongState,
 )
+from sampan.runtime import streams
 from sampan.runtime.handler import Created, Stdio
 from sampan.runtime.state import check_id, dumps, loads
 
@@ -97,7 +98,10 @@ class ExternalHandler:
     def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created:
         """See :class:`~sampan.runtime.handler.Handler`."""
         check_id(container_id)
-        process = self._process_of(bundle)
+        config = _read_config(bundle)
+        process: Any = config.get("process") or {}
+        linux: Any = config.get("linux") or {}
+        streams.give(stdio, process, linux)
         command = ["create", "--bundle", bundle, *self._create_options]
         try:
             return self._spawn_process(command, [container_id], stdio, terminal=bool(process.get("terminal")))
@@ -123,9 +127,12 @@ class ExternalHandler:
         stdio: Stdio,
         *,
         watched: bool = False,  # noqa: ARG002 -- its own affair
+        bundle: str = "",
     ) -> Created:
         """See :class:`~sampan.runtime.handler.Handler`."""
         check_id(container_id)
+        if bundle:
+            streams.give(stdio, process, _read_config(bundle).get("linux") or {})  # type: ignore[arg-type]
         with _Memory(dumps(process)) as document:
             command = ["exec", "--detach", "--process", document.path]
             return self._spawn_process(command, [container_id], stdio, terminal=bool(process.get("terminal")))
@@ -174,18 +181,6 @@ class ExternalHandler:
         if not isinstance(found, dict):
             raise SampanError(f"{self.binary} state: {str(found)[:200]!r} is not a state")
         return found
-
-    def _process_of(self, bundle: str) -> dict[str, Any]:
-        path = f"{bundle}/config.json"
-        try:
-            with open(path, "rb") as file:
-                config = loads(file.read())
-        except OSError as error:
-            raise StageFailed("read configuration", error, path=path) from error
-        except ValueError as error:
-            raise SampanError(f"{path}: {error}") from None
-        process = config.get("process") if isinstance(config, dict) else None
-        return process if isinstance(process, dict) else {}
 
     def _spawn_process(self, command: list[str], operands: list[str], stdio: Stdio, *, terminal: bool) -> Created:
         """Run a command that makes a process, and learn its pid and its console."""
@@ -303,6 +298,18 @@ class _ConsoleSocket:
     def close(self) -> None:
         self._socket.close()
         _unlink(self.path)
+
+
+def _read_config(bundle: str) -> dict[str, Any]:
+    path = f"{bundle}/config.json"
+    try:
+        with open(path, "rb") as file:
+            config = loads(file.read())
+    except OSError as error:
+        raise StageFailed("read configuration", error, path=path) from error
+    except ValueError as error:
+        raise SampanError(f"{path}: {error}") from None
+    return config if isinstance(config, dict) else {}
 
 
 def _execute(command: list[str], stdio: Stdio, timeout: float) -> int:

@@ -63,10 +63,13 @@ class Handler(Protocol):
     def start(self, container_id: str) -> None:
         """Let a created container's program run."""
 
-    def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio, *, watched: bool = False) -> Created:
+    def exec(
+        self, container_id: str, process: dict[str, Any], stdio: Stdio, *, watched: bool = False, bundle: str = ""
+    ) -> Created:
         """Run one more process, an OCI ``process`` object, inside a running container.
 
         ``watched``: somebody in its PID namespace may trace processes, whom its configuration does not tell of.
+        ``bundle``: The container's, for a handler that keeps no record of it.
         """
 
     def kill(self, container_id: str, signal: int, *, all: bool = False) -> None:

@@ -133,6 +133,7 @@ class NativeHandler:
         stdio: Stdio,
         *,
         watched: bool = False,
+        bundle: str = "",  # noqa: ARG002 -- on record
         options: Options | None = None,
     ) -> Created:
         """Run one more process in a running container; it is a child of the caller, who reaps it.
@@ -142,6 +143,7 @@ class NativeHandler:
             process: An OCI ``process`` object.
             stdio: Standard streams, when it has no terminal.
             watched: Another container in its PID namespace may trace processes, or a process that was exec'ed before.
+            bundle: For handlers that keep no record of it.
             options: How it is made; ``watched`` is then said there.
 
         Raises:

@@ -10,6 +10,8 @@ from sampan.runtime import trace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sampan.spec.runtime_types import IDMapping
 
 
@@ -24,6 +26,14 @@ def write_maps(pid: int, uids: list[IDMapping], gids: list[IDMapping]) -> None:
     trace.step("write uid_map", f"/proc/{pid}/uid_map")
     if uids:
         _write(f"/proc/{pid}/uid_map", _lines(uids))
+
+
+def mapped(inside: int, mappings: Iterable[IDMapping]) -> int:
+    """The machine's id of one in the namespace; -1 if it has none."""
+    for one in mappings:
+        if 0 <= inside - one["containerID"] < one["size"]:
+            return one["hostID"] + inside - one["containerID"]
+    return -1
 
 
 def _lines(mappings: list[IDMapping]) -> str:

@@ -95,9 +95,11 @@ class ForkingHandler:
         """Here: it opens a fifo."""
         self._handler.start(container_id)
 
-    def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio, *, watched: bool = False) -> Created:
+    def exec(
+        self, container_id: str, process: dict[str, Any], stdio: Stdio, *, watched: bool = False, bundle: str = ""
+    ) -> Created:
         """Here: a probe runs every few seconds, and a fork doubles its time."""
-        return self._handler.exec(container_id, process, stdio, watched=watched)
+        return self._handler.exec(container_id, process, stdio, watched=watched, bundle=bundle)
 
     def kill(self, container_id: str, signal: int, *, all: bool = False) -> None:
         """Here, if it is light."""

@@ -172,6 +172,7 @@ class _Player:
         stdio: Stdio,  # noqa: ARG002
         *,
         watched: bool = False,  # noqa: ARG002
+        bundle: str = "",  # noqa: ARG002
     ) -> Created:
         """A process that ends."""
         pid = os.fork()
@@ -227,7 +228,8 @@ class _Scene:
         self._folder = folder
         options = monitor.Options({})
         self._monitor = monitor.Monitor("", folder, sockets.listen(f"{folder}/{monitor.SOCKET_NAME}"), options)
-        player: Any = _Player(f"{folder}/runtime")
+        self._player = _Player(f"{folder}/runtime")
+        player: Any = self._player
         self._monitor._made_handler = helper.ForkingHandler(player, light=True)
         self._client = sockets.connect(f"{folder}/{monitor.SOCKET_NAME}")
         self._follower = sockets.connect(f"{folder}/{monitor.SOCKET_NAME}")
@@ -259,6 +261,7 @@ class _Scene:
             self._follower.close()
             self._monitor._service.close()
             self._monitor._loop.close()
+            self._break_off()
             self._reap()
 
     def _ask(self, body: dict[str, Any]) -> None:
@@ -279,6 +282,13 @@ class _Scene:
         encoder = crilog.Encoder("stdout")
         encoder.feed(b"a line\nand the beginning of", crilog.timestamp(0))
         encoder.feed(b" another\n", crilog.timestamp(1))
+
+    def _break_off(self) -> None:
+        """End the container of a play that failed, before it is waited for."""
+        try:
+            self._player.kill("played", _signal.SIGKILL)
+        except (OSError, SampanError):
+            pass  # it was played to its end
 
     @staticmethod
     def _reap() -> None:
