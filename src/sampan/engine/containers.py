@@ -18,7 +18,16 @@ from sampan.engine.model import ContainerRecord, ContainerSpec, PodRecord, Resou
 from sampan.engine.pods import unique_name
 from sampan.engine.records import Flights, new_id
 from sampan.engine.stats import ContainerStats
-from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, TimedOut, Unavailable, WrongState
+from sampan.errors import (
+    AlreadyExists,
+    InvalidInput,
+    NotFound,
+    SampanError,
+    StageFailed,
+    TimedOut,
+    Unavailable,
+    WrongState,
+)
 from sampan.linux import tree
 from sampan.shim.client import read_exit
 from sampan.storage import mount as snapshot_mount
@@ -34,6 +43,8 @@ _LOG = logging.getLogger(__name__)
 
 #: Exit code of a container whose end nobody saw, as containerd gives it.
 UNKNOWN_EXIT = 255
+#: Exit code of a container whose program could not be run, as containerd gives it.
+START_FAILED = 128
 #: Seconds for a monitor to let go of a container that was never finished: a new attempt, or a start, waits for it.
 _DISCARD = 5.0
 #: Seconds for a monitor to tell of an end that is due, before the container's processes are killed without it.
@@ -97,7 +108,14 @@ class Containers:
                 raise WrongState(f"container {record.id[:12]} is {record.state}, not created")
             # Taken before: a short program may have ended by the time that start() returns.
             started_at = time.time_ns()
-            engine.monitor(record.pod_id).start(record.id)
+            try:
+                engine.monitor(record.pod_id).start(record.id)
+            except StageFailed:
+                # It has ended of that, or is of no use: whoever asks next is told so.
+                with suppress(SampanError):
+                    self._end(record, 9, 0)
+                    self.settle(record)
+                raise
             self.note_start(record.id, started_at)
 
     def note_start(self, container_id: str, started_at: int) -> None:
@@ -256,11 +274,20 @@ class Containers:
         if end is None:
             # The machine was started anew, and what lived in memory with it.
             return self.finish(record.id, UNKNOWN_EXIT, "Unknown", time.time_ns())
+        if end.refusal:
+            return self.finish(record.id, START_FAILED, "StartError", end.finished_at, refusal=end.refusal)
         reason = "OOMKilled" if end.oom_killed else "Completed" if end.exit_code == 0 else "Error"
         return self.finish(record.id, end.exit_code, reason, end.finished_at, started_at=end.started_at)
 
     def finish(
-        self, container_id: str, exit_code: int, reason: str, finished_at: int, *, started_at: int = 0
+        self,
+        container_id: str,
+        exit_code: int,
+        reason: str,
+        finished_at: int,
+        *,
+        started_at: int = 0,
+        refusal: str = "",
     ) -> ContainerRecord:
         """Record a container's end, once, with its event; later calls change nothing.
 
@@ -270,6 +297,7 @@ class Containers:
             reason: The same in a word.
             finished_at: When.
             started_at: When its program began, as its monitor saw it; 0: never, or nobody knows.
+            refusal: Why its program never ran.
         """
         engine = self._engine
         with engine.store.transaction():
@@ -283,9 +311,11 @@ class Containers:
             record.state = "exited"
             record.exit_code = exit_code
             record.reason = reason
+            record.message = refusal
             record.finished_at = finished_at
-            # A program may end before start() has written that it runs; the kernel ran it all the same.
-            record.started_at = record.started_at or record.created_at
+            if not refusal:
+                # A program may end before start() has written that it runs; the kernel ran it all the same.
+                record.started_at = record.started_at or record.created_at
             record.pid = 0
             engine.container_records.put(record.id, record)
             if reason == "OOMKilled":

@@ -6,7 +6,7 @@ import os
 import time
 
 from sampan.cgroup import open_group
-from sampan.errors import SampanError, WrongState
+from sampan.errors import SampanError, StageFailed, WrongState
 from sampan.runtime.handler import Stdio
 from sampan.shim.attach import Attachment
 from sampan.shim.execs import Exec, kill_group
@@ -92,6 +92,8 @@ class Container:
         self._watch: OomWatch | None = None
         self._out_of_memory = False
         self._own_pids = False
+        #: Why its program could not be run.
+        self._refusal = ""
         #: A process of it may trace others that it sees: one of the first program's, or an exec.
         self._may_trace = False
         self._deleted = False
@@ -126,7 +128,11 @@ class Container:
         """Let its program run."""
         if self.state != "created":
             raise WrongState(f"container {self.id} is {self.state}, not created")
-        self._handler.start(self.id)
+        try:
+            self._handler.start(self.id)
+        except StageFailed as error:
+            self._refusal = str(error)
+            raise
         self.started_at = time.time_ns()
         self.state = "running"
         self._journal.publish("start", self.id, pid=self.pid)
@@ -146,7 +152,8 @@ class Container:
             raise WrongState(f"container {self.id} has an exec {exec_id} already")
         streams = call.streams()
         try:
-            created = self._handler.exec(self.id, call.document("process"), Stdio(**streams), watched=watched)
+            process, stdio = call.document("process"), Stdio(**streams)
+            created = self._handler.exec(self.id, process, stdio, watched=watched, bundle=self.settings.bundle)
         finally:
             for fd in streams.values():
                 os.close(fd)
@@ -300,7 +307,7 @@ class Container:
             raise WrongState(f"container {self.id} is {self.state}, not running")
 
     def _finish(self, ended: Exit) -> None:
-        ended.started_at = self.started_at
+        ended.started_at, ended.refusal = self.started_at, self._refusal
         if self._group is not None:
             # systemd removes the group of a scope as soon as its last process is dead: what was seen counts too.
             self._look_for_kills(0)

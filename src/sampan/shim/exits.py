@@ -28,9 +28,10 @@ class Exit:
         oom_killed: Whether the kernel killed a process of the container for want of memory.
         timed_out: Whether it was killed because its time was up (exec only).
         started_at: When the program was let run; 0 if it never was.
+        refusal: Why it could not be, or nothing.
     """
 
-    __slots__ = ("exit_code", "finished_at", "oom_killed", "signal", "started_at", "timed_out")
+    __slots__ = ("exit_code", "finished_at", "oom_killed", "refusal", "signal", "started_at", "timed_out")
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class Exit:
         oom_killed: bool = False,
         timed_out: bool = False,
         started_at: int = 0,
+        refusal: str = "",
     ) -> None:
         self.exit_code = exit_code
         self.signal = signal
@@ -47,6 +49,7 @@ class Exit:
         self.oom_killed = oom_killed
         self.timed_out = timed_out
         self.started_at = started_at
+        self.refusal = refusal
 
     @classmethod
     def of_status(cls, status: int, finished_at: int) -> Exit:
@@ -66,6 +69,7 @@ class Exit:
             bool(body.get("oom_killed", False)),
             bool(body.get("timed_out", False)),
             int(body.get("started_at", 0)),
+            str(body.get("refusal", "")),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,6 +81,7 @@ class Exit:
             "oom_killed": self.oom_killed,
             "timed_out": self.timed_out,
             "started_at": self.started_at,
+            "refusal": self.refusal,
         }
 
     def __repr__(self) -> str:
