@@ -70,7 +70,8 @@ class Images:
         name = _name(request.image)
         fields.strings(request.image.annotations, "image.annotations")
         credentials = _credentials(request.auth) if request.HasField("auth") else None
-        return pb.PullImageResponse(image_ref=self._engine.images.pull(name, credentials=credentials).id)
+        image = self._engine.images.pull(name, credentials=credentials, by_digest=True)
+        return pb.PullImageResponse(image_ref=image.id)
 
     def remove_image(self, request: pb.RemoveImageRequest, _context: grpc.ServicerContext) -> pb.RemoveImageResponse:
         """Remove; an image that is gone is no error."""

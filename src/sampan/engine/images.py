@@ -74,8 +74,17 @@ class Images:
         progress: Callable[[Any], None] | None = None,
         platform: str = "",
         labels: dict[str, str] | None = None,
+        by_digest: bool = False,
     ) -> ImageRecord:
         """Fetch an image from its registry and unpack it.
+
+        Args:
+            reference: What to ask the registry for.
+            credentials: The caller's own, for the registry.
+            progress: Called with each event.
+            platform: Another than the machine's.
+            labels: Of the name.
+            by_digest: Name it by its digest as well, so that it stays, for who runs it, when the tag moves on.
 
         Raises:
             InvalidInput: The reference is malformed.
@@ -97,6 +106,8 @@ class Images:
             launch=engine.zygote.run_worker if engine.zygote else None,
             **options,
         )
+        if by_digest:
+            self._names().put(str(Reference.parse(reference).with_digest(pulled.target.digest)), pulled.target, labels)
         return self._record(pulled.target.digest, self._names().list())
 
     def push(
@@ -338,10 +349,23 @@ class Images:
     def untag(self, name: str) -> None:
         """Remove one name; the image goes with its last one.
 
+        The last tag of a repository takes along the names there by digest, which the user never gave.
+
         Raises:
             NotFound: There is no such name.
         """
-        self._names().delete(str(Reference.parse(name)))
+        names, reference = self._names(), Reference.parse(name)
+        image_id = self._id_at(names.get(str(reference)))
+        names.delete(str(reference))
+        same = {
+            entry.name: parsed
+            for entry in names.list()
+            if (parsed := Reference.parse(entry.name, default_tag="")).repository == reference.repository
+            and image_id == self._id_at(entry)
+        }
+        if reference.tag and not any(parsed.tag for parsed in same.values()):
+            for each in same:
+                names.delete(each)
         self._engine.store.gc()
 
     def tag(self, source: str, name: str) -> None:

@@ -86,3 +86,19 @@ def test_the_beginning_of_several_ids_is_refused(images: Images, tmp_path: Path)
     load(images, tmp_path, f"{TEAM}/app:2", text)
     with pytest.raises(InvalidInput, match="is the beginning of 2 image ids"):
         images.get(begins)
+
+
+def test_the_last_tag_of_a_repository_takes_its_names_by_digest_along(images: Images, tmp_path: Path) -> None:
+    digest = load(images, tmp_path, f"{TEAM}/app:1", "a")
+    for name in (f"{TEAM}/app:2", f"{TEAM}/app@{digest}", f"other.example/app@{digest}"):
+        images.tag(f"{TEAM}/app:1", name)
+    images.untag(f"{TEAM}/app:1")
+    (left,) = images.list()
+    assert left.repo_digests == (f"other.example/app@{digest}", f"{TEAM}/app@{digest}")
+    images.untag(f"{TEAM}/app:2")
+    (left,) = images.list()
+    assert left.repo_digests == (f"other.example/app@{digest}",)
+    images.untag(f"other.example/app@{digest}")
+    assert images.list() == []
+    with pytest.raises(NotFound):
+        images.untag(f"{TEAM}/app:1")
