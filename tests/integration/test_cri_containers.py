@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import ssl
 import subprocess
 import sys
@@ -44,6 +45,7 @@ class World(Daemon):
             'pinned_images = ["*/demo/volumes:*"]\n'
             f'stream_tls_cert = "{self.folder}/cert.pem"\nstream_tls_key = "{self.folder}/key.pem"\n'
             '[runtimes.sampan]\npod_annotations = ["hooks.example/*"]\n'
+            f'[runtimes.runc]\ntype = "external"\nbinary = "{shutil.which("runc")}"\n'
         )
         return found
 
@@ -207,6 +209,123 @@ def test_an_image_as_a_volume_in_a_user_namespace_has_its_owners(
     parts = " ".join(f"/image/part{number}" for number in range(layers))
     assert output(daemon, container, f"stat -c '%u:%g' {parts}") == "0:0\n" * layers
     assert output(daemon, container, f"cat {parts}") == "".join(f"{number}\n" for number in range(layers))
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+@pytest.mark.parametrize("handler", ["", "runc"])
+def test_a_program_in_a_user_namespace_opens_its_streams_anew(daemon: World, handler: str, user: int) -> None:
+    """As servers do whose log is a link to /dev/stdout."""
+    mapping = [pb.IDMapping(host_id=1 << 20, container_id=0, length=65536)]
+    options = pb.NamespaceOption(userns_options=pb.UserNamespace(mode=pb.POD, uids=mapping, gids=mapping))
+    context = pb.LinuxSandboxSecurityContext(namespace_options=options)
+    config = pb.PodSandboxConfig(
+        metadata=pb.PodSandboxMetadata(name="p", uid="u", namespace="n"),
+        log_directory=str(daemon.folder / f"logs-{handler}-{user}"),
+        linux=pb.LinuxPodSandboxConfig(security_context=context),
+    )
+    request = pb.RunPodSandboxRequest(config=config, runtime_handler=handler)
+    pod = daemon.runtime.RunPodSandbox(request).pod_sandbox_id
+    security = pb.LinuxContainerSecurityContext(namespace_options=options, run_as_user=pb.Int64Value(value=user))
+    command = "cat > /dev/stderr; echo said > /dev/stdout; exec sleep 1000"
+    linux = pb.LinuxContainerConfig(security_context=security)
+    container = run(daemon, pod, command, linux=linux, log_path="log", stdin=False)
+    deadline = time.monotonic() + 20
+    log = Path(config.log_directory) / "log"
+    while "stdout F said\n" not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    assert output(daemon, container, "echo one > /dev/stdout; echo two > /dev/stderr") == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("who", ["1000", ""])
+def test_a_user_by_number_is_that_number_whatever_the_image_says(
+    daemon: World, pulled: Callable[[oci_image.Image, str], pb.ImageSpec], who: str
+) -> None:
+    """An image may name root "1000", and whoever checks for a user that is not root sees 1000."""
+    entries = [oci_image.directory("/bin"), oci_image.file("/bin/busybox", Path("/bin/busybox"), 0o755)]
+    entries += [oci_image.hard_link(f"/bin/{applet}", "/bin/busybox") for applet in ("sh", "sleep", "id")]
+    entries += [
+        oci_image.directory("/etc"),
+        oci_image.file("/etc/passwd", "1000:x:0:0::/:/bin/sh\none:x:1000:1001::/home/one:/bin/sh\n"),
+        oci_image.file("/etc/group", "3000:x:0:\nextra:x:50000:one\n"),
+    ]
+    made = oci_image.Image([oci_image.layer(entries)], {"Env": ["PATH=/bin"], "User": "1000"})
+    image = pulled(made, "numbers")
+    assert daemon.images.ImageStatus(pb.ImageStatusRequest(image=image)).image.uid.value == 1000
+    security = pb.LinuxContainerSecurityContext(supplemental_groups=[4000])
+    if who:
+        security.run_as_user.value = int(who)
+        security.run_as_group.value = 3000
+    config = pb.ContainerConfig(
+        metadata=pb.ContainerMetadata(name="c"), image=image, command=["sleep", "1000"],
+        linux=pb.LinuxContainerConfig(security_context=security),
+    )  # fmt: skip
+    request = pb.CreateContainerRequest(pod_sandbox_id=run_pod(daemon), config=config)
+    container = str(daemon.runtime.CreateContainer(request).container_id)
+    daemon.runtime.StartContainer(pb.StartContainerRequest(container_id=container))
+    # The image's groups of the user stay when the request names the first one.
+    group = "3000" if who else "1001"
+    assert output(daemon, container, "echo $(id -u) $(id -g) $(id -G)") == f"1000 {group} {group} 4000 50000\n"
+
+
+def test_an_image_stays_for_who_runs_it_when_its_tag_moves_on(
+    daemon: World, pulled: Callable[[oci_image.Image, str], pb.ImageSpec]
+) -> None:
+    def made(text: str) -> oci_image.Image:
+        entries = [oci_image.directory("/bin"), oci_image.file("/bin/sleep", Path("/bin/busybox"), 0o755)]
+        return oci_image.Image([oci_image.layer([*entries, oci_image.file("/text", text)])], {"Env": ["PATH=/bin"]})
+
+    def status(container: str) -> pb.ContainerStatus:
+        found: pb.ContainerStatus = daemon.runtime.ContainerStatus(
+            pb.ContainerStatusRequest(container_id=container)
+        ).status
+        return found
+
+    image = pulled(made("old"), "moving")
+    old = daemon.images.ImageStatus(pb.ImageStatusRequest(image=image)).image
+    config = pb.ContainerConfig(metadata=pb.ContainerMetadata(name="c"), image=image, command=["sleep", "1000"])
+    request = pb.CreateContainerRequest(pod_sandbox_id=run_pod(daemon), config=config)
+    container = str(daemon.runtime.CreateContainer(request).container_id)
+    before = status(container)
+    assert before.image_ref == old.repo_digests[0]
+    new = daemon.images.ImageStatus(pb.ImageStatusRequest(image=pulled(made("new"), "moving"))).image
+    assert new.id != old.id
+    kept = daemon.images.ImageStatus(pb.ImageStatusRequest(image=pb.ImageSpec(image=old.id))).image
+    assert (list(kept.repo_tags), kept.repo_digests) == ([], old.repo_digests)
+    assert status(container).image_ref == before.image_ref
+    daemon.images.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=old.id)))
+    listed = {each.id for each in daemon.images.ListImages(pb.ListImagesRequest()).images}
+    assert new.id in listed
+    assert old.id not in listed
+
+
+@pytest.mark.parametrize("handler", ["", "runc"])
+def test_a_program_that_cant_be_run_is_told_of_in_the_status(daemon: World, tmp_path: Path, handler: str) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    config = pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata(name="p", uid="u", namespace="n"))
+    request = pb.RunPodSandboxRequest(config=config, runtime_handler=handler)
+    pod = daemon.runtime.RunPodSandbox(request).pod_sandbox_id
+    wanted = pb.ContainerConfig(
+        metadata=pb.ContainerMetadata(name="c"), image=daemon.image, command=["/script"],
+        mounts=[pb.Mount(container_path="/script", host_path=str(script))],
+    )  # fmt: skip
+    made = pb.CreateContainerRequest(pod_sandbox_id=pod, config=wanted)
+    container = daemon.runtime.CreateContainer(made).container_id
+    start = pb.StartContainerRequest(container_id=container)
+    if handler:  # runc lets the program's failure be its end
+        daemon.runtime.StartContainer(start)
+        assert ended(daemon, container).exit_code != 0
+        return
+    with pytest.raises(grpc.RpcError) as caught:
+        daemon.runtime.StartContainer(start)
+    status = daemon.runtime.ContainerStatus(pb.ContainerStatusRequest(container_id=container)).status
+    assert (status.state, status.exit_code, status.reason) == (pb.CONTAINER_EXITED, 128, "StartError")
+    assert status.message == caught.value.details()
+    assert "/script" in status.message
+    assert status.started_at == 0
+    assert status.finished_at >= status.created_at > 0
 
 
 @pytest.mark.parametrize("name", ["SIGRTMAX-3", "SIGNONE"])

@@ -1,13 +1,15 @@
 """What a request may say: bounds and forms that hold for every caller, checked before anything is made."""
 
 import re
+from collections.abc import Sequence
 
-from sampan.engine.model import ContainerSpec, Metadata, Namespaces, PodSpec
+from sampan.engine.model import ContainerSpec, Metadata, Namespaces, PodSpec, PortMapping
 from sampan.engine.oci import stop_signal
 from sampan.errors import InvalidInput
 
-_SYSCTL = re.compile(r"[a-z0-9][a-z0-9_-]*([./][a-z0-9][a-z0-9_-]*)+")
-_SYSCTL_VALUE = re.compile(r"[^\x00-\x1f\x7f]*")
+_SYSCTL = re.compile(r"[A-Za-z0-9_-]+([./][A-Za-z0-9_@:-]+)+")
+#: Lists such as kernel.sem are told with tabs.
+_SYSCTL_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 #: As containerd has it: a folder has this name.
 _NAMESPACE = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*")
@@ -51,6 +53,7 @@ def pod(spec: PodSpec) -> None:
         for field, number in (("container_port", port.container_port), ("host_port", port.host_port)):
             if not 0 <= number <= 65535:
                 raise InvalidInput(f"{number} is no port", field=f"port_mappings[{position}].{field}")
+    _host_ports(spec.ports)
     _labels(spec.labels, "labels")
     _labels(spec.annotations, "annotations")
 
@@ -114,6 +117,18 @@ def _sysctl(spec: PodSpec, name: str, value: str) -> None:
             raise InvalidInput("is not allowed with the machine's IPC namespace", field=field)
     else:
         raise InvalidInput("belongs to no namespace: it would change the machine", field=field)
+
+
+def _host_ports(ports: Sequence[PortMapping]) -> None:
+    leads: dict[tuple[str, str, int], int] = {}
+    for position, port in enumerate(ports):
+        if not port.host_port:
+            continue
+        target = leads.setdefault((port.protocol, port.host_ip, port.host_port), port.container_port)
+        if target != port.container_port:
+            raise InvalidInput(
+                f"{port.host_port} leads to {target} already", field=f"port_mappings[{position}].host_port"
+            )
 
 
 def _cgroup_parent(parent: str) -> None:

@@ -30,13 +30,13 @@ def section(wanted: Resources, machine: Layout | None = None) -> dict[str, Any]:
         )
         if value
     }
-    memory = {
-        key: value
-        for key, value in (("limit", wanted.memory_limit), ("swap", wanted.memory_swap_limit))
-        if value is not None and value != 0
-    }
-    if memory.get("swap") and not counts_swap(machine):
-        del memory["swap"]
+    memory = {}
+    if wanted.memory_limit:
+        memory["limit"] = wanted.memory_limit
+    # A limit of memory alone is one of memory and swap, as containerd has it: what is over it would only be swapped.
+    swap = wanted.memory_swap_limit or wanted.memory_limit
+    if swap and counts_swap(machine):
+        memory["swap"] = swap
     found: dict[str, Any] = {}
     if cpu:
         found["cpu"] = cpu

@@ -166,7 +166,7 @@ def container_stats(engine: "Engine", timestamp: int, reading: ContainerReading,
             id=record.id, timestamp=timestamp, fs_used_bytes=used, fs_inodes=inodes, fs_mountpoint=mountpoint
         )
     limit = record.resources.memory_limit or 0
-    swap_limit = (record.resources.memory_swap_limit or 0) - limit
+    swap_limit = (record.resources.memory_swap_limit or limit) - limit
     return ContainerStats(
         id=record.id,
         timestamp=timestamp,

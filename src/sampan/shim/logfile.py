@@ -28,7 +28,6 @@ class LogFile:
         self.lost = 0
         self._fd = -1
         if path:
-            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
             self._fd = _open(path)
 
     def write(self, buffers: Sequence[bytes]) -> None:
@@ -75,5 +74,6 @@ class LogFile:
 
 
 def _open(path: str) -> int:
+    os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
     # Not through a link that somebody put there: the folder may be writable by others than root.
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)

@@ -42,5 +42,12 @@ def test_swap_and_huge_pages_are_left_out_where_they_are_not_counted(v1: Path) -
     assert limits.section(WANTED, Layout({}, str(v1 / "unified"))) == {"memory": COUNTED["memory"]}
 
 
+@pytest.mark.parametrize("limit", [1 << 30, -1])
+def test_memory_alone_is_limited_together_with_swap(v1: Path, limit: int) -> None:
+    (v1 / "memory" / "memory.memsw.limit_in_bytes").touch()
+    wanted = Resources(memory_limit=limit)
+    assert limits.section(wanted, machine(v1)) == {"memory": {"limit": limit, "swap": limit}}
+
+
 def test_nothing_is_limited_that_was_not_asked_for(v1: Path) -> None:
     assert limits.section(Resources(), machine(v1)) == {}

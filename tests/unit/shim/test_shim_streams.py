@@ -158,6 +158,17 @@ def test_ended_children_are_told(tmp_path: Path) -> None:
     loop.close()
 
 
+def test_a_log_whose_folder_has_gone_is_opened_anew(tmp_path: Path) -> None:
+    path = tmp_path / "pod" / "log"
+    log = LogFile(str(path))
+    path.unlink()
+    path.parent.rmdir()
+    log.reopen()
+    log.write([b"line\n"])
+    log.close()
+    assert path.read_bytes() == b"line\n"
+
+
 def test_a_log_goes_on_where_it_is_told(tmp_path: Path) -> None:
     path = tmp_path / "logs/one.log"
     log = LogFile(str(path))
