@@ -316,6 +316,49 @@ def test_paths_that_lead_elsewhere_are_refused(path: str) -> None:
         open_group(path)
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_processes_are_where_something_is_limited(late: bool) -> None:
+    """Huge pages, where their controller is in the unified hierarchy of a hybrid machine alone."""
+    unified = layout().unified
+    if mode() != "hybrid" or "hugetlb" not in read_file(f"{unified}/cgroup.controllers").split():
+        pytest.skip("the hugetlb controller is not in a unified hierarchy beside v1")
+    path = f"/sampan-test-huge-{os.getpid()}/one"
+    group = open_group(path)
+    group.create()
+    limits = {"hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}]}
+    members: list[int] = []
+
+    def join() -> str:
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            (group if not members else open_group(path)).joiner().join()
+            os.write(writer, b"!")
+            signal.pause()
+        members.append(pid)
+        os.close(writer)
+        assert os.read(reader, 1) == b"!"
+        os.close(reader)
+        return unified_group(pid)
+
+    def unified_group(pid: int) -> str:
+        return parse_proc_cgroup(read_file(f"/proc/{pid}/cgroup"))[""]
+
+    try:
+        if late:
+            assert join() != path
+        group.set(limits)
+        if late:
+            assert unified_group(members[0]) == path
+        assert join() == path
+        assert join() == path  # an exec's, whom nobody has told of limits
+    finally:
+        for pid in members:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        group.remove()
+
+
 def test_what_was_switched_on_for_huge_pages_is_switched_off_again() -> None:
     unified = layout().unified
     if mode() != "hybrid" or "hugetlb" not in read_file(f"{unified}/cgroup.controllers").split():

@@ -1,8 +1,8 @@
 """A group in the v1 hierarchies and, in hybrid set-ups, in the unified one beside them.
 
-The unified hierarchy of a hybrid machine holds no v1 controller, but it has what v1 lacks: ``cgroup.kill``, and word of
-a group's becoming empty. A process gets into it only by being born there (CLONE_INTO_CGROUP with :meth:`GroupV1.fd`):
-moving a process there takes a lock of the kernel that costs ten times more than everything else together.
+The unified hierarchy of a hybrid machine holds no v1 controller, but it may have one that is mounted nowhere else
+(hugetlb). A process is moved into a group there only where something is limited in it: that takes a lock of the kernel
+that costs ten times more than everything else together.
 """
 
 # ruff: noqa: D102 - what each method promises is said once, in Group
@@ -33,7 +33,7 @@ _MEMBERSHIP = ("devices", "pids", "freezer", "memory", "cpu", "name=systemd")
 class GroupV1(Group):
     """See :class:`~sampan.cgroup.group.Group`."""
 
-    __slots__ = ("_directories", "_points")
+    __slots__ = ("_directories", "_limited_there", "_points")
 
     def __init__(self, path: str) -> None:
         super().__init__(hierarchy.check_path(path))
@@ -42,6 +42,8 @@ class GroupV1(Group):
         # Mount point -> path under it. Controllers may share a mount (cpu,cpuacct).
         self._points: dict[str, str] = {}
         self._directories: dict[str, str] = {}
+        #: Something is limited in the unified hierarchy.
+        self._limited_there = False
         for name, point in [*layout.controllers.items(), *([("", layout.unified)] if layout.unified else [])]:
             path = self.path if self.path.startswith("/") else _under(own.get(name, "/"), self.path)
             self._points[point] = path
@@ -79,6 +81,8 @@ class GroupV1(Group):
         try:
             for directory in self._below(below) if below else self._v1_directories():
                 fds += (os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC),)
+            if "" in self._directories and (self._limited_there or self._is_populated()):
+                fds += (os.open(f"{self._directories['']}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC),)
         except OSError as error:
             joiner.close()
             raise StageFailed("join cgroup", error) from error
@@ -115,6 +119,21 @@ class GroupV1(Group):
 
     def set(self, resources: dict[str, Any]) -> None:
         v1_limits.apply(self._directories, resources)
+        huge = resources.get("hugepageLimits") and "hugetlb" not in self._directories
+        if "" in self._directories and (huge or resources.get("unified")):
+            self._limited_there = True
+            for pid in [] if self._is_populated() else self.pids():
+                try:
+                    hierarchy.write_file(f"{self._directories['']}/cgroup.procs", str(pid))
+                except ProcessLookupError:
+                    continue
+
+    def _is_populated(self) -> bool:
+        """Whether the container's processes are in the group of the unified hierarchy."""
+        try:
+            return "populated 1" in hierarchy.read_file(f"{self._directories['']}/cgroup.events")
+        except FileNotFoundError:
+            return False
 
     def set_devices(self, rules: list[dict[str, Any]]) -> None:
         policy = devices.reduce(devices.parse(rules))
