@@ -152,6 +152,36 @@ def test_tmpfs_takes_the_mode_and_copies_up(box: Box) -> None:
     assert not (box.rootfs / "spool" / "new").exists()
 
 
+@pytest.mark.parametrize("copied", [[], ["tmpcopyup"]])
+def test_a_tmpfs_covers_a_directory_or_is_a_new_one(box: Box, copied: list[str]) -> None:
+    """Engines give users scratch space by it, most with no mode, in images that know nothing of it."""
+    (box.rootfs / "old").mkdir(0o750)
+    (box.rootfs / "old").chmod(0o750)
+    for path, options in (("/new", []), ("/old", []), ("/open", ["mode=1770"]), ("/old/inner", ["mode=700"])):
+        _mount(box, path, "tmpfs", *options, *copied, fstype="tmpfs")
+    (box.rootfs / "closed").mkdir()
+    (box.rootfs / "closed").chmod(0o700)
+    _mount(box, "/closed", "tmpfs", "mode=1777", *copied, fstype="tmpfs")
+    said = box.sh("stat -c %a /new /old /open /old/inner /closed")
+    assert said.split() == ["1777", "750", "1770", "700", "1777"]
+
+
+def test_a_file_is_not_mounted_on_a_directory(box: Box, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    _mount(box, "/etc", tmp_path / "file", "bind")
+    with pytest.raises(StageFailed, match=r'mount "bind" at /etc: ENOTDIR: .* is not a directory'):
+        box.create("true")
+
+
+def test_a_root_on_an_unbindable_mount(box: Box) -> None:
+    subprocess.run(["mount", "--bind", box.bundle, box.bundle], check=True)
+    try:
+        subprocess.run(["mount", "--make-unbindable", box.bundle], check=True)
+        assert box.sh("echo runs") == "runs"
+    finally:
+        subprocess.run(["umount", box.bundle], check=True)
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_read_only_tmpfs_holds_what_the_container_needs_in_it(box: Box, tmp_path: Path, terminal: bool) -> None:
     source = tmp_path / "source"

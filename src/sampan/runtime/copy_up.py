@@ -12,15 +12,22 @@ _DEEPEST = 64
 _CHUNK = 1 << 20
 
 
-def copy_tree(source: int, target: int) -> None:
+def copy_tree(source: int, target: int, *, top: bool = True) -> None:
     """Copy what is in the directory ``source`` (O_PATH) into the new, empty directory ``target``.
 
     Files, directories, symlinks and fifos with their owners and modes; devices are left out. By descriptor and name
     alone, no link is followed.
+
+    Args:
+        source: What the image has.
+        target: Where it goes.
+        top: ``target`` itself has the owner and mode of ``source`` then.
     """
     readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source)
     place = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=target)
     try:
+        if top:
+            _take_over(os.fstat(readable), place)
         _Copy().directory(readable, place, 0)
     finally:
         os.close(readable)
@@ -34,7 +41,6 @@ class _Copy:
     def directory(self, source: int, target: int, depth: int) -> None:
         if depth > _DEEPEST:
             raise OSError(errno.ELOOP, "directories are nested too deep to be copied")
-        _take_over(os.fstat(source), target)
         for name in os.listdir(source):
             self._left -= 1
             if self._left < 0:
@@ -50,6 +56,7 @@ class _Copy:
             try:
                 place = os.open(name, flags, dir_fd=target)
                 try:
+                    _take_over(os.fstat(below), place)
                     self.directory(below, place, depth + 1)
                 finally:
                     os.close(place)

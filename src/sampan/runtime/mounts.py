@@ -9,6 +9,7 @@ attaches them by descriptor (:mod:`sampan.runtime.rootfs`).
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -102,11 +103,20 @@ class PreparedMounts:
         """What the host mounts later below its path of the root is seen inside, as the configuration asks."""
         return self.named and self.propagation[0] == m.MS_SLAVE
 
-    def open_root(self) -> None:
-        """Copy the root as a detached tree."""
+    def open_root(self, *, late: bool = False) -> None:
+        """Copy the root as a detached tree, if that can be done already.
+
+        Args:
+            late: In the container's mount namespace, with the propagation that it is to have.
+        """
         trace.step("open root file system", self.root_path)
         flags = m.OPEN_TREE_CLONE | m.OPEN_TREE_CLOEXEC | m.AT_RECURSIVE
-        root = m.open_tree(m.AT_FDCWD, self.root_path, flags)
+        try:
+            root = m.open_tree(m.AT_FDCWD, self.root_path, flags)
+        except OSError as error:
+            if error.errno != errno.EINVAL or late:
+                raise
+            return  # it is on an unbindable mount, which is none any more in the container's own table
         try:
             if not stat.S_ISDIR(os.fstat(root).st_mode):
                 raise NotADirectoryError(20, os.strerror(20), self.root_path)

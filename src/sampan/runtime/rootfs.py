@@ -73,7 +73,7 @@ class Rootfs:
             if not recursive:
                 make_parent_private(self._prepared.root_path)  # or pivot_root(2) refuses
         if self.fd < 0:
-            self._prepared.open_root()
+            self._prepared.open_root(late=True)
             self.fd = self._prepared.root
         trace.step("attach root file system", self._prepared.root_path)
         try:
@@ -108,6 +108,8 @@ class Rootfs:
             try:
                 self._refuse_root(target, one)
                 refuse_proc(self.fd, target, one)
+                if not one.directory and stat.S_ISDIR(os.fstat(target).st_mode):
+                    raise NotADirectoryError(errno.ENOTDIR, f"{one.source} is not a directory, and this is one")
                 m.attach(one.tree, target)
             finally:
                 os.close(target)
@@ -136,14 +138,15 @@ class Rootfs:
         if one.fstype in ("proc", "sysfs"):
             # On a real directory only: a symlink or a volume at /proc would let an image choose what the
             # runtime later writes labels and sysctls to (CVE-2023-27561, CVE-2019-19921).
-            target = make_plain_dir(self.fd, one.destination)
+            target, covers = make_plain_dir(self.fd, one.destination), False
         else:
-            target = make_dirs(self.fd, one.destination)
+            target, covers = self._directory(one.destination)
         try:
             self._refuse_root(target, one)
             refuse_proc(self.fd, target, one)
             data = one.options.data
-            if one.fstype == "tmpfs" and not any(key.startswith("mode=") for key in data):
+            named = {entry.partition("=")[0] for entry in data}
+            if one.fstype == "tmpfs" and covers and "mode" not in named:
                 # A tmpfs takes over the mode of what it covers, as runc has it.
                 data = [*data, f"mode={stat.S_IMODE(os.fstat(target).st_mode):o}"]
             late = becomes_readonly(one)
@@ -159,7 +162,7 @@ class Rootfs:
                 if one.options.copy_up:
                     from sampan.runtime.copy_up import copy_tree
 
-                    copy_tree(target, filesystem)
+                    copy_tree(target, filesystem, top=covers and not named & {"mode", "uid", "gid"})
                 labels.label_root(filesystem, one.fstype, one.label)
                 set_attributes(filesystem, one.options, but=m.MOUNT_ATTR_RDONLY if late else 0)
                 m.attach(filesystem, target)
@@ -170,6 +173,13 @@ class Rootfs:
                 os.close(filesystem)
         finally:
             os.close(target)
+
+    def _directory(self, path: str) -> tuple[int, bool]:
+        """A directory, made where it is missing, and whether it was there."""
+        try:
+            return open_in_root(self.fd, path, os.O_PATH | os.O_DIRECTORY), True
+        except FileNotFoundError:
+            return make_dirs(self.fd, path), False
 
     def mask(self, paths: list[str]) -> None:
         """Hide ``paths``: an empty read-only directory over a directory, /dev/null over anything else."""
