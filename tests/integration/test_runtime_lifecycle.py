@@ -245,6 +245,17 @@ def test_a_terminal_is_of_the_containers_devpts(box: Box) -> None:
     assert output.split("\r\n")[:4] == ["/dev/pts/0", "33 99", "88:0", "ok"]
 
 
+def test_a_paused_container_is_not_started(box: Box) -> None:
+    created = box.create("sleep", "100")
+    box.handler.pause(box.container_id)
+    with pytest.raises(WrongState, match="is paused"):
+        box.handler.start(box.container_id)
+    box.handler.resume(box.container_id)
+    box.handler.start(box.container_id)
+    assert box.handler.state(box.container_id)["status"] == "running"
+    box.discard(created)
+
+
 @pytest.fixture
 def machine_dev(tmp_path: Path) -> Iterator[Path]:
     """The machine's /dev with all that is mounted there, in a place where mounts spread to nobody but its own peers."""

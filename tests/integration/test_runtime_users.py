@@ -78,6 +78,19 @@ def test_devices_in_a_user_namespace_are_those_that_were_asked_for(box: Box) -> 
         box.create("true")
 
 
+def test_a_multiplexer_that_is_asked_for_is_the_containers(box: Box) -> None:
+    """Engines list all of the machine's devices for a privileged container."""
+    _own(box)
+    box.linux["devices"] = [{"type": "c", "path": "/dev/ptmx", "major": 5, "minor": 2}]
+    assert box.sh("readlink /dev/ptmx") == "pts/ptmx"
+
+
+def test_a_program_opens_its_streams_anew(box: Box) -> None:
+    _own(box)
+    box.process["user"] = {"uid": 33, "gid": 33}
+    assert box.sh("echo said > /dev/stdout; stat -L -c %u:%g /dev/stdout") == "said\n33:33"
+
+
 def test_a_bind_whose_parents_the_user_may_not_search(box: Box, tmp_path: Path) -> None:
     _own(box)
     secret = tmp_path / "closed" / "volume"

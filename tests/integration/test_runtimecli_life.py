@@ -364,3 +364,53 @@ def test_sockets_of_systemd_are_passed_on(runtime: Runtime) -> None:
     ended = runtime.run("run", "c1", env={"LISTEN_FDS": "1"}, pass_fds=(3,), preexec_fn=arrange)
     os.close(readable)
     assert ended.stdout == "1 1\nthree"
+
+
+LIST_FILES = "for each in /proc/self/fd/*; do busybox readlink $each; done > /open; true"
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (0, 1, 2)])
+@pytest.mark.parametrize("command", ["run", "exec"])
+def test_a_closed_stream_is_not_taken_by_what_the_runtime_opens(
+    runtime: Runtime, command: str, closed: tuple[int, ...]
+) -> None:
+    """The container would have the machine's control groups for its output (CVE-2024-21626's kind)."""
+    runtime.config["root"]["readonly"] = False
+    runtime.configure(shell=LIST_FILES)
+    arguments = ["run", "c1"]
+    if command == "exec":
+        runtime.configure("sleep", "100")
+        subprocess.run(
+            runtime.command("run", "-d", "c1"), cwd=runtime.bundle, stdin=-3, stdout=-3, stderr=-3, check=True
+        )
+        arguments = ["exec", "c1", "/bin/sh", "-c", LIST_FILES]
+    redirections = " ".join(f"{number}>&-" for number in closed)
+    subprocess.run(["sh", "-c", f'exec "$@" {redirections}', "sh", *runtime.command(*arguments)],
+                   check=True, stdin=-3, stdout=-3, stderr=-3, cwd=runtime.bundle)  # fmt: skip
+    seen = (runtime.bundle / "rootfs" / "open").read_text().split()
+    # The shell's own: its list of files, and where that goes.
+    assert {path for path in seen if not path.startswith(("/dev/null", "/open", "/proc/"))} == set()
+
+
+def test_the_quick_answer_is_kept_only_where_it_is_one(runtime: Runtime) -> None:
+    runtime.config["annotations"] = {f"a{number}": "v" * 1000 for number in range(1000)}
+    runtime.configure("sleep", "100")
+    subprocess.run(runtime.command("run", "-d", "c1"), cwd=runtime.bundle, stdin=-3, stdout=-3, stderr=-3, check=True)
+    assert not (runtime.root / "c1" / "answer").exists()
+    assert len(runtime.state("c1")["annotations"]) == 1000
+
+
+def test_what_is_no_program_is_called_so_in_the_words_that_engines_look_for(runtime: Runtime) -> None:
+    (runtime.bundle / "rootfs" / "plain").touch()
+    for path in ("/plain", "/bin"):
+        runtime.config["process"]["args"] = [path]
+        (runtime.bundle / "config.json").write_text(json.dumps(runtime.config))
+        assert "permission denied" in runtime.run("run", "c1", code=1).stderr
+
+
+def test_a_name_that_is_no_text_is_refused_in_a_line(runtime: Runtime) -> None:
+    runtime.configure("sleep", "100")
+    subprocess.run(runtime.command("run", "-d", "c1"), cwd=runtime.bundle, stdin=-3, stdout=-3, stderr=-3, check=True)
+    refused = runtime.run("update", "--cpuset-cpus", os.fsdecode(b"\xff"), "c1", code=1)
+    assert "cpu" in refused.stderr
+    assert "Traceback" not in refused.stderr

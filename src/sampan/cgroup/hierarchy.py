@@ -172,7 +172,7 @@ def write_file(path: str, value: str) -> None:
     """
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, value.encode())
+        os.write(fd, value.encode("utf-8", "surrogateescape"))
     except OSError as error:
         error.filename = path
         raise

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sampan.runtime.native import NativeHandler
 
 NAME = "answer"
+#: Bytes: a shell reads one at a time, and takes longer for more than Python takes to start.
+_LONGEST = 8192
 
 
 def keep(handler: NativeHandler, name: str) -> None:
@@ -29,12 +31,13 @@ def keep(handler: NativeHandler, name: str) -> None:
     record = directory.load()
     freezer, thawed = handler.group(name).freezer_file()
     lines = [str(record["pid"]), str(record["start"]), freezer, thawed, indented(document(record, "running")), ""]
-    if any("\n" in line for line in lines[:4]):
+    answer = "\n".join(lines).encode("utf-8", "surrogateescape")
+    if len(answer) > _LONGEST or any("\n" in line for line in lines[:4]):
         return
     try:
         fd = os.open(directory.file(NAME), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            write_all(fd, "\n".join(lines).encode("utf-8", "surrogateescape"))
+            write_all(fd, answer)
         finally:
             os.close(fd)
     except OSError:

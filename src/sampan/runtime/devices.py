@@ -53,7 +53,9 @@ def populate(root: int, devices: list[Device], *, user_namespace: bool) -> None:
             else:
                 _make_node(dev, name, stat.S_IFCHR | 0o666, os.makedev(major, minor), 0, 0)
         for device in devices:
-            _make(root, device, user_namespace=user_namespace)
+            # A link below leads to the container's own; the machine's could not be taken away again for it.
+            if not (user_namespace and os.path.normpath(device["path"]) == "/dev/ptmx"):
+                _make(root, device, user_namespace=user_namespace)
         trace.step("make device links", "/dev")
         _link(dev)
     finally:

@@ -107,6 +107,8 @@ class NativeHandler:
             _kill_and_wait(record["pid"], self._group(record))
             os.write(2, b"sampan-runtime: process is not set: nothing was run\n")
             return
+        if not record.get("ungrouped") and self._group(record).frozen():
+            raise WrongState(f"container {container_id!r} is paused", hint="resume it first")
         try:
             fifo = os.open(directory.file("exec.fifo"), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:

@@ -415,10 +415,10 @@ def _find(process: Process, name: str) -> str:
 
 def _check_executable(path: str) -> None:
     if stat.S_ISDIR(os.stat(path).st_mode):
-        raise PermissionError(13, "is a directory", path)
+        raise PermissionError(13, "permission denied: is a directory", path)
     # The real ids are the effective ones by now, and access(2) asks less of a filter than faccessat2(2).
     if not os.access(path, os.X_OK):
-        raise PermissionError(13, "not executable", path)
+        raise PermissionError(13, "permission denied: not executable", path)
 
 
 def trampoline(program: Program) -> int:

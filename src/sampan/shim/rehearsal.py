@@ -157,6 +157,7 @@ class _Player:
         os.close(begin)
         os.close(report)
         record = {"id": container_id, "pid": pid, "start": start_time(pid), "cgroup": "", "systemd": False, "hooks": []}
+        record["ungrouped"] = True
         directory.write("config.json", b"{}")
         directory.store({**record, "bundle": bundle, "annotations": {}, "ociVersion": ""})
         return Created(pid)
@@ -307,6 +308,7 @@ def _look_at_group() -> None:
     paths = [path for _, kinds, path in lines if b"memory" in kinds.split(b",") or not kinds]
     group = open_group(os.fsdecode(paths[0]))
     try:
+        group.frozen()
         group.oom_kills()
         watch = group.oom_watch()
         watch.drain()
