@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sampan.errors import Exhausted, SampanError, TimedOut, Unsupported
@@ -63,7 +63,11 @@ _MIGRATIONS: tuple[str, ...] = (
 
 
 class _Connection(sqlite3.Connection):
-    """One that can be referred to weakly."""
+    """One that can be referred to weakly, and is not closed under a thread that is using it: SQLite would crash."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.used = threading.RLock()
 
 
 class Database:
@@ -79,7 +83,7 @@ class Database:
         self._inherited: list[sqlite3.Connection] = []
         self._migrate()
 
-    def _connection(self) -> sqlite3.Connection:
+    def _connection(self) -> _Connection:
         local = self._local
         if getattr(local, "pid", None) != os.getpid():
             if getattr(local, "pid", None) is not None:
@@ -87,10 +91,10 @@ class Database:
             local.connection = self._connect()
             local.pid = os.getpid()
             local.depth = 0
-        connection: sqlite3.Connection = local.connection
+        connection: _Connection = local.connection
         return connection
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self) -> _Connection:
         try:
             # check_same_thread: a connection is used by one thread only, but may be closed by another.
             connection = sqlite3.connect(
@@ -145,12 +149,18 @@ class Database:
             finally:
                 local.depth -= 1
             return
+        with connection.used:
+            yield from self._transaction(connection, durable=durable)
+
+    def _transaction(self, connection: _Connection, *, durable: bool) -> Iterator[sqlite3.Connection]:
+        local = self._local
         try:
             if durable:
                 connection.execute("PRAGMA synchronous=FULL")
             connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
-            connection.execute("PRAGMA synchronous=NORMAL")
+            with suppress(sqlite3.Error):  # it may have been closed
+                connection.execute("PRAGMA synchronous=NORMAL")
             raise translate(error, self.path) from error
         local.depth = 1
         try:
@@ -169,15 +179,19 @@ class Database:
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         """All rows of a query."""
+        connection = self._connection()
         try:
-            return self._connection().execute(sql, parameters).fetchall()
+            with connection.used:
+                return connection.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
             raise translate(error, self.path) from error
 
     def row(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         """The first row of a query, or None."""
+        connection = self._connection()
         try:
-            return self._connection().execute(sql, parameters).fetchone()
+            with connection.used:
+                return connection.execute(sql, parameters).fetchone()
         except sqlite3.Error as error:
             raise translate(error, self.path) from error
 
@@ -198,16 +212,18 @@ class Database:
             local.pid = None
             with self._lock:
                 self._open.discard(local.connection)
-            local.connection.close()
+            with local.connection.used:
+                local.connection.close()
 
     def close(self) -> None:
-        """Close the connections of every thread of this process."""
+        """Close the connections of every thread of this process, each as soon as its thread makes no use of it."""
         with self._lock:
             connections, self._open = list(self._open), weakref.WeakSet()
         if getattr(self._local, "pid", None) == os.getpid():
             self._local.pid = None
         for connection in connections:
-            connection.close()
+            with connection.used:
+                connection.close()
 
 
 def translate(error: sqlite3.Error, path: str) -> SampanError:

@@ -1,6 +1,8 @@
 """Names, records, leases, events: one database, many threads and processes."""
 
 import multiprocessing
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,3 +121,42 @@ def test_a_newer_schema_is_refused(database: Database) -> None:
     database.close()
     with pytest.raises(Unsupported, match="newer"):
         Database(database.path)
+
+
+CLOSED_UNDER = """
+import sys, threading
+from sampan.errors import SampanError
+from sampan.storage.database import Database
+
+def use(database, begun):
+    number = 0
+    try:
+        while True:
+            with database.transaction(durable=number % 2 == 0) as connection:
+                connection.execute("INSERT INTO events (time, namespace, data) VALUES (0, 'n', '')")
+            database.rows("SELECT * FROM events")
+            begun.set()
+            number += 1
+    except SampanError as error:
+        assert "closed" in str(error), error
+
+for turn in range(40):
+    database = Database(f"{sys.argv[1]}/{turn}.db")
+    begun = [threading.Event() for _ in range(3)]
+    threads = [threading.Thread(target=use, args=(database, each)) for each in begun]
+    for thread in threads:
+        thread.start()
+    for each in begun:
+        each.wait()
+    database.close()
+    for thread in threads:
+        thread.join()
+print("ended")
+"""
+
+
+def test_a_connection_is_not_closed_under_who_uses_it(tmp_path: Path) -> None:
+    """A daemon stops while one of its threads records an end: SQLite crashed."""
+    command = [sys.executable, "-c", CLOSED_UNDER, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "ended\n", "")
