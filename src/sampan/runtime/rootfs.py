@@ -73,7 +73,7 @@ class Rootfs:
             if not recursive:
                 make_parent_private(self._prepared.root_path)  # or pivot_root(2) refuses
         if self.fd < 0:
-            self._prepared.open_root(late=True)
+            self._open()
             self.fd = self._prepared.root
         trace.step("attach root file system", self._prepared.root_path)
         try:
@@ -81,6 +81,16 @@ class Rootfs:
         except PermissionError:
             # A user namespace may not search the way to it; hooks then can't reach it by that path.
             m.move_mount(self.fd, "", m.AT_FDCWD, "/", m.MOVE_MOUNT_F_EMPTY_PATH)
+
+    def _open(self) -> None:
+        try:
+            self._prepared.open_root(late=True)
+        except OSError as error:
+            if error.errno != errno.EINVAL or self._shared:
+                raise
+            # On older kernels an unbindable mount stays so as a slave.
+            make_parent_private(self._prepared.root_path)
+            self._prepared.open_root(late=True)
 
     def mount_all(self) -> None:
         """Make the mounts in the order of the configuration."""
