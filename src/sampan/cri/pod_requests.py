@@ -1,17 +1,16 @@
 """From a PodSandboxConfig to the engine's PodSpec."""
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from sampan.cri import api_pb2 as pb
 from sampan.cri import common_requests as common
 from sampan.cri import fields
+from sampan.engine.checks import SYSCTL_NAME
 from sampan.engine.model import Dns, Metadata, PodSpec, PortMapping, Security, SecurityProfile
 from sampan.errors import InvalidInput
 
 _PROTOCOLS: dict[int, Literal["tcp", "udp", "sctp"]] = {pb.TCP: "tcp", pb.UDP: "udp", pb.SCTP: "sctp"}
-_SYSCTL = re.compile(r"[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_@:-]+)+\Z")
 
 
 def pod_spec(config: pb.PodSandboxConfig, handler: str = "", field: str = "config") -> PodSpec:
@@ -96,7 +95,7 @@ def _sysctls(given: Mapping[str, str], field: str) -> dict[str, str]:
     found = dict(given)
     for name, value in found.items():
         fields.line(name, f"{field} key", required=True)
-        if not _SYSCTL.match(name):
+        if not SYSCTL_NAME.fullmatch(name):
             raise InvalidInput(f"{name[:60]!r} is not the name of a sysctl", field=f"{field} key")
         # Lists such as net.ipv4.ip_local_port_range are separated by blanks or tabs.
         fields.line(value.replace("\t", " "), f"{field}[{name!r}]", limit=fields.PATH_LIMIT)

@@ -7,7 +7,7 @@ from sampan.engine.model import ContainerSpec, Metadata, Namespaces, PodSpec, Po
 from sampan.engine.oci import stop_signal
 from sampan.errors import InvalidInput
 
-_SYSCTL = re.compile(r"[A-Za-z0-9_-]+([./][A-Za-z0-9_@:-]+)+")
+SYSCTL_NAME = re.compile(r"[A-Za-z0-9_-]+([./][A-Za-z0-9_@:-]+)+")
 #: Lists such as kernel.sem are told with tabs.
 _SYSCTL_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
@@ -106,7 +106,7 @@ def _metadata(metadata: Metadata) -> None:
 def _sysctl(spec: PodSpec, name: str, value: str) -> None:
     field = f'sysctls["{name}"]'
     # A name becomes a path below /proc/sys and a value a line of a file: neither may lead elsewhere (CVE-2022-0811).
-    if not _SYSCTL.fullmatch(name) or not _SYSCTL_VALUE.fullmatch(value):
+    if not SYSCTL_NAME.fullmatch(name) or not _SYSCTL_VALUE.fullmatch(value):
         raise InvalidInput("is not the name and one-line value of a sysctl", field=field)
     dotted = name.replace("/", ".") if "." not in name.split("/")[0] else name
     if dotted.startswith("net."):
