@@ -192,6 +192,10 @@ class Content:
         fd = self._open_ingest(name, timeout)
         try:
             if descriptor is not None:
+                if os.path.exists(self.path(descriptor.digest)):
+                    # Its writer has moved the ingest away and is about to say so: see admit().
+                    with locked(self.lock_path, fcntl.LOCK_EX):
+                        pass
                 self._raise_if_stored(descriptor, lease, forget=name)
             return Writer(self, fd, name, descriptor, lease, resume=resume)
         except BaseException:

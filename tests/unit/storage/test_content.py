@@ -160,3 +160,27 @@ def test_a_blob_of_unknown_digest(content: Content) -> None:
     with content.writer(None) as writer:
         writer.write(b"dropped")
     assert ingests(content) == []
+
+
+def test_nothing_is_written_anew_that_is_about_to_be_visible(content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the move of a blob to its place and its row, its ingest's name is free again."""
+    moved, go_on = threading.Event(), threading.Event()
+
+    def pause(_: str) -> None:
+        moved.set()
+        assert go_on.wait(30)
+
+    def write() -> None:
+        with content.writer(expect()) as writer:
+            writer.write(DATA)
+            writer.commit()
+
+    monkeypatch.setattr("sampan.storage.content._sync_directory", pause)
+    first = threading.Thread(target=write)
+    first.start()
+    assert moved.wait(30)
+    threading.Timer(0.2, go_on.set).start()
+    with pytest.raises(AlreadyExists):
+        content.writer(expect())
+    first.join()
+    assert ingests(content) == []
