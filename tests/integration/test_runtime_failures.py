@@ -162,11 +162,11 @@ def test_an_init_that_is_killed_takes_a_borrowed_helper_along_and_the_monitor_cl
 @pytest.mark.parametrize("step", ["isolate child", "execute pause"])
 def test_a_pause_that_is_killed_takes_a_borrowed_helper_along_and_the_monitor_cleans_up(box: Box, step: str) -> None:
     before = everything(box)
+    handler = helper.ForkingHandler(NativeHandler(box.handler.root, expendable=True), light=True)
+    options = {"pause": True, "pause_cgroup": f"/sampan/{box.container_id}"}
     trace.hook = _KillAt(step)
     with pytest.raises(Unavailable):
-        PodNamespaces(
-            str(box.directory / "ns"), ["network"], {"pause": True, "pause_cgroup": f"/sampan/{box.container_id}"}
-        )
+        PodNamespaces(str(box.directory / "ns"), ["network"], options, handler)
     trace.hook = None
     while children() != before["children"]:
         os.wait()

@@ -135,6 +135,19 @@ def create_sandbox(
         making.close()
 
 
+def leave() -> None:
+    """Go back to the namespaces of the parent, for a process that :func:`create_sandbox` has let ``enter``.
+
+    Raises:
+        OSError: EINVAL before Linux 5.8.
+    """
+    parent = pidfd_open(os.getppid())
+    try:
+        ns.setns(parent, ns.CLONE_NEWNET | ns.CLONE_NEWIPC | ns.CLONE_NEWUTS)
+    finally:
+        os.close(parent)
+
+
 def _check(wanted: set[str], hostname: str, sysctls: dict[str, str], *, pause: bool) -> None:
     unknown = wanted - set(_FILES)
     if unknown:

@@ -158,6 +158,11 @@ def program(bpf: bytes = b"", flags: int = 0) -> int:
     return fd
 
 
+def made() -> list[int]:
+    """The files that :func:`program` has made."""
+    return list(_memfds.values())
+
+
 def arguments(path: str, argv: list[str], *, fifo: int = -1, report: int = -1) -> list[str]:
     """What the trampoline is to be called with in order to execute ``path`` with ``argv``."""
     return [path, os.fsdecode(bytes((48 + fifo, 48 + report))), *argv]

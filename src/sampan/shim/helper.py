@@ -4,7 +4,8 @@ The runtime is much code for a process that then sits for weeks. Run in the moni
 pages that are no longer shared with the zygote (every object that Python touches is written to: its reference count).
 Run in a fork of the monitor, it leaves nothing. What it started becomes the monitor's own: the monitor is the
 subreaper. A fork has its price too: each page that either side touches afterwards is copied, some hundreds, at 3 us
-and more. So what needs little of the runtime is done in the monitor itself.
+and more. So what needs little of the runtime is done in the monitor itself, and the fork that has made a pod's
+namespaces stays for the pod's first container: it has its pages already, and is there before it is asked.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import gc
 import os
 
 from sampan.errors import Unavailable
-from sampan.runtime.handler import Created
+from sampan.runtime import program, stage2
+from sampan.runtime.handler import Created, Stdio
 from sampan.shim import sockets
 from sampan.wire import frames
 
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from sampan.runtime.handler import Handler, Stdio
+    from sampan.runtime.handler import Handler
+
+    Work = Callable[[], tuple[dict[str, Any], list[int]]]
 
 
-def run(work: Callable[[], tuple[dict[str, Any], list[int]]]) -> tuple[dict[str, Any], tuple[int, ...]]:
+def run(work: Work) -> tuple[dict[str, Any], tuple[int, ...]]:
     """Call ``work`` in a fork of the caller; its result, and copies of the descriptors that it returned.
 
     The fork, once it has answered, ends by itself, and is left to the caller's event loop to reap: giving back its
@@ -36,12 +40,7 @@ def run(work: Callable[[], tuple[dict[str, Any], list[int]]]) -> tuple[dict[str,
     Raises:
         SampanError: The one that ``work`` raised.
     """
-    ours, theirs = sockets.pair()
-    pid = os.fork()
-    if pid == 0:
-        _answer(theirs, work)
-    theirs.close()
-    channel = sockets.Channel(ours, "the runtime")
+    channel, pid = _fork(work)
     try:
         frame = channel.receive()
     except BaseException:
@@ -54,20 +53,82 @@ def run(work: Callable[[], tuple[dict[str, Any], list[int]]]) -> tuple[dict[str,
     return frame.body, frame.descriptors
 
 
-def _answer(connection: _socket.socket, work: Callable[[], tuple[dict[str, Any], list[int]]]) -> None:
-    try:
-        gc.disable()
-        _signal.set_wakeup_fd(-1)
-        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-        descriptors: list[int] = []
+def _fork(work: Work, then: Callable[[_socket.socket], None] | None = None) -> tuple[sockets.Channel, int]:
+    """A fork that does ``work``, answers, and does what comes ``then``; the conversation with it, and its pid."""
+    ours, theirs = sockets.pair()
+    pid = os.fork()
+    if pid == 0:
         try:
-            body, descriptors = work()
-            answer = frames.encode(frames.REPLY, 0, body, len(descriptors))
-        except BaseException as error:  # noqa: BLE001
-            answer = frames.encode(frames.ERROR, 0, frames.describe_error(error))
-        sockets.send(connection, answer, descriptors)
-    finally:
-        os._exit(0)
+            _settle_in()
+            if _answer(theirs, 0, work) and then is not None:
+                then(theirs)
+        finally:
+            os._exit(0)
+    theirs.close()
+    return sockets.Channel(ours, "the runtime"), pid
+
+
+def _settle_in() -> None:
+    gc.disable()
+    _signal.set_wakeup_fd(-1)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+
+
+def _answer(connection: _socket.socket, request: int, work: Work) -> bool:
+    """Do it, and send its result or its error; whether it had a result."""
+    descriptors: list[int] = []
+    done = False
+    try:
+        body, descriptors = work()
+        answer = frames.encode(frames.REPLY, request, body, len(descriptors))
+        done = True
+    except BaseException as error:  # noqa: BLE001
+        answer = frames.encode(frames.ERROR, request, frames.describe_error(error))
+    sockets.send(connection, answer, descriptors)
+    return done
+
+
+class Standby:
+    """A fork that has done something and waits to be told of a container to make; it ends after that.
+
+    Args:
+        channel: The conversation with it. Once that is over, so is the fork.
+    """
+
+    def __init__(self, channel: sockets.Channel) -> None:
+        self._channel = channel
+
+    def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created:
+        """Let it make the container.
+
+        Raises:
+            SampanError: The one that the handler raised.
+            Unavailable: It has ended, before or half-way.
+        """
+        given = [(name, getattr(stdio, name)) for name in ("stdin", "stdout", "stderr")]
+        streams = [(name, fd) for name, fd in given if fd >= 0]
+        body = {"id": container_id, "bundle": bundle, "streams": [name for name, _ in streams]}
+        try:
+            frame = self._channel.call(body, [fd for _, fd in streams])
+        finally:
+            self.dismiss()
+        return _read_created(frame.body, frame.descriptors)
+
+    def dismiss(self) -> None:
+        """It is of no more use; a second call does nothing."""
+        self._channel.close()
+
+
+def _stand_by(connection: _socket.socket, handler: Handler, leave: Callable[[], None], keep: tuple[int, ...]) -> None:
+    """The fork's side of :class:`Standby`."""
+    leave()
+    # Whoever waits for the end of what the monitor has open must not wait for us.
+    program.close_others([connection.fileno(), *stage2.made(), *keep])
+    channel = sockets.Channel(connection, "the monitor")
+    frame = channel.receive()
+    stdio = Stdio(**dict(zip(frame.body["streams"], frame.descriptors, strict=True)))
+    body = frame.body
+    _answer(connection, frame.request, _creation(lambda: handler.create(body["id"], body["bundle"], stdio)))
 
 
 class ForkingHandler:
@@ -76,18 +137,56 @@ class ForkingHandler:
     Args:
         handler: The real one. It is made here and not in each fork, so that its modules are imported but once.
         light: Its ``kill`` and ``delete`` are a few system calls, and no program or service is asked.
+        keep: Descriptors that its work needs.
     """
 
-    def __init__(self, handler: Handler, *, light: bool) -> None:
+    def __init__(self, handler: Handler, *, light: bool, keep: tuple[int, ...] = ()) -> None:
         self._handler = handler
         self._light = light
+        self._keep = keep
+        self._standby: Standby | None = None
+
+    def run_and_stay(self, work: Work, leave: Callable[[], None]) -> dict[str, Any]:
+        """Call ``work`` in a fork that stays for the next :meth:`create`, or until :meth:`dismiss`; its result.
+
+        Args:
+            work: As for :func:`run`; it returns no descriptors.
+            leave: Called in the fork afterwards: takes back what a container must not be made in.
+        """
+        if not self._light:
+            return run(work)[0]
+        self.dismiss()
+        channel, pid = _fork(work, lambda connection: _stand_by(connection, self._handler, leave, self._keep))
+        try:
+            frame = channel.receive()
+        except BaseException:
+            channel.close()
+            os.waitpid(pid, 0)
+            raise
+        if frame.kind == frames.ERROR:
+            channel.close()
+            raise frames.restore_error(frame.body)
+        self._standby = Standby(channel)
+        return frame.body
+
+    def dismiss(self) -> None:
+        """Let the fork end that stayed; no error without one."""
+        standby, self._standby = self._standby, None
+        if standby is not None:
+            standby.dismiss()
 
     def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created:
         """See :class:`~sampan.runtime.handler.Handler`, as for the other methods."""
+        standby, self._standby = self._standby, None
+        if standby is not None:
+            try:
+                return standby.create(container_id, bundle, stdio)
+            except Unavailable:
+                # It may have ended long before it was asked; if half-way, it could take nothing back.
+                self.delete(container_id, force=True)
         try:
             return _created(lambda: self._handler.create(container_id, bundle, stdio))
         except Unavailable:
-            # The fork was killed half-way, and could take nothing back.
             self.delete(container_id, force=True)
             raise
 
@@ -156,9 +255,16 @@ def _ask(work: Callable[[], Any]) -> Any:
 
 
 def _created(work: Callable[[], Created]) -> Created:
+    return _read_created(*run(_creation(work)))
+
+
+def _creation(work: Callable[[], Created]) -> Work:
     def task() -> tuple[dict[str, Any], list[int]]:
         made = work()
         return {"pid": made.pid, "may_trace": made.may_trace}, [made.console] if made.console >= 0 else []
 
-    body, descriptors = run(task)
+    return task
+
+
+def _read_created(body: dict[str, Any], descriptors: tuple[int, ...]) -> Created:
     return Created(int(body["pid"]), descriptors[0] if descriptors else -1, may_trace=bool(body["may_trace"]))

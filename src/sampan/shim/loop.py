@@ -132,6 +132,7 @@ class Loop:
             call, timer.call = timer.call, None
             if call is not None:
                 call()
+        self._stirred = True
 
     def _reap(self, _: int) -> None:
         try:

@@ -33,11 +33,14 @@ if TYPE_CHECKING:
 
     from sampan.runtime.handler import Handler
     from sampan.shim.exits import Exit
+    from sampan.shim.loop import Timer
     from sampan.shim.service import Call
 
 SOCKET_NAME = "control.sock"
 DOCUMENT_NAME = "monitor.json"
 CRASH_NAME = "crash.txt"
+#: Seconds that the fork which made a pod's namespaces stays for the pod's first container.
+_STANDBY = 3.0
 
 
 class Options:
@@ -109,10 +112,11 @@ class Monitor:
         self._pod_id = pod_id
         self._directory = directory
         self._options = options
-        self._made_handler: Handler | None = None
+        self._made_handler: ForkingHandler | None = None
         self._containers: dict[str, Container] = {}
         self._journal = Journal()
         self._sandbox: PodNamespaces | None = None
+        self._standby: Timer | None = None
         self._on_empty: Callable[[], None] | None = None
         self._loop = Loop(self._reaped, footprint.give_back)
         self._service = Service(
@@ -155,7 +159,7 @@ class Monitor:
         write_document(f"{self._directory}/{DOCUMENT_NAME}", document, lasting=False)
 
     @property
-    def _handler(self) -> Handler:
+    def _handler(self) -> ForkingHandler:
         if self._made_handler is None:
             light = self._options.handler.get("type") == "native" and not self._options.handler.get("systemd")
             self._made_handler = ForkingHandler(self._options.make_handler(), light=light)
@@ -195,7 +199,9 @@ class Monitor:
             kinds = call.body.get("kinds")
             if not isinstance(kinds, list):
                 raise InvalidInput("must be a list", field="kinds")
-            self._sandbox = PodNamespaces(call.text("directory"), kinds, call.body.get("options") or {})
+            options = call.body.get("options") or {}
+            self._sandbox = PodNamespaces(call.text("directory"), kinds, options, self._handler)
+            self._standby = self._loop.later(_STANDBY, self._handler.dismiss)
         elif call.text("directory") != self._sandbox.directory:
             raise AlreadyExists(f"pod {self._pod_id} has its namespaces already")
         return self._sandbox.describe()
@@ -213,6 +219,8 @@ class Monitor:
         if container_id in self._containers:
             raise AlreadyExists(f"pod {self._pod_id} has a container {container_id} already")
         settings = Settings(call, self._options.log_max_line)
+        if self._standby is not None:
+            self._standby.cancel()
         made = Container(self._loop, self._journal, self._handler, self._directory, container_id, settings)
         made.create()
         self._containers[container_id] = made

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from sampan.errors import Unavailable
-from sampan.shim import helper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from sampan.shim.helper import ForkingHandler
 
 
 class PodNamespaces:
@@ -18,23 +19,24 @@ class PodNamespaces:
         kinds: OCI types of those to make.
         options: The other arguments of :func:`sampan.runtime.sandbox.create_sandbox`. A pause process wants a cgroup
             of its own: by that it is found if who makes it is killed.
+        handler: What will make the pod's containers.
     """
 
     __slots__ = ("_options", "directory", "paths", "pause_ended", "pause_pid")
 
-    def __init__(self, directory: str, kinds: list[str], options: dict[str, Any]) -> None:
+    def __init__(self, directory: str, kinds: list[str], options: dict[str, Any], handler: ForkingHandler) -> None:
         self.directory = directory
         self._options = options
         self.pause_ended = False
 
-        from sampan.runtime.sandbox import create_sandbox  # a stand-alone container has no need of it
+        from sampan.runtime.sandbox import create_sandbox, leave  # a stand-alone container has no need of it
 
         def make() -> tuple[dict[str, Any], list[int]]:
             made = create_sandbox(directory, kinds, enter=True, **options)
             return {"pause_pid": made.pause_pid, "paths": made.paths}, []
 
         try:
-            body, _ = helper.run(make)
+            body = handler.run_and_stay(make, leave)
         except Unavailable:
             # The fork was killed half-way, and could take nothing back.
             self._destroy(0)

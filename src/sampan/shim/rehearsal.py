@@ -216,22 +216,26 @@ def _play() -> None:
     scratch = make_filesystem("tmpfs", "played", [])
     process.prctl(process.PR_SET_CHILD_SUBREAPER, 1)
     try:
-        _Scene(f"/proc/self/fd/{scratch}").play()
+        _Scene(scratch).play()
     finally:
         process.prctl(process.PR_SET_CHILD_SUBREAPER, 0)
         os.close(scratch)
 
 
 class _Scene:
-    """A monitor and its client, in one process."""
+    """A monitor and its client, in one process.
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    Args:
+        scratch: A directory for their files.
+    """
+
+    def __init__(self, scratch: int) -> None:
+        folder = self._folder = f"/proc/self/fd/{scratch}"
         options = monitor.Options({})
         self._monitor = monitor.Monitor("", folder, sockets.listen(f"{folder}/{monitor.SOCKET_NAME}"), options)
         self._player = _Player(f"{folder}/runtime")
         player: Any = self._player
-        self._monitor._made_handler = helper.ForkingHandler(player, light=True)
+        self._handler = self._monitor._made_handler = helper.ForkingHandler(player, light=True, keep=(scratch,))
         self._client = sockets.connect(f"{folder}/{monitor.SOCKET_NAME}")
         self._follower = sockets.connect(f"{folder}/{monitor.SOCKET_NAME}")
         for client in (self._client, self._follower):
@@ -244,7 +248,7 @@ class _Scene:
             self._monitor._loop.run_once()
             self._monitor._loop.run_once()
             sockets.send(self._follower, frames.encode(frames.REQUEST, 1, {"op": "events", "since": 0}))
-            helper.run(lambda: ({"pause_pid": 0, "paths": {}}, []))
+            self._handler.run_and_stay(lambda: ({"pause_pid": 0, "paths": {}}, []), lambda: None)
             self._ask({"op": "info"})
             log = f"{self._folder}/logs/log"
             self._ask({"op": "create", "id": "played", "bundle": self._folder, "log_path": log})

@@ -103,12 +103,20 @@ def _load() -> None:
         __import__(name)
     vfork.available()
     open_group("/")  # imports the kind of groups that this machine has, and reads its mount table
-    from sampan.runtime import seccomp, seccomp_default
+    from sampan.runtime import pause, seccomp, seccomp_default, stage2
 
+    filter_ = None
     try:
-        seccomp.compile_filter(seccomp_default.profile(_USUAL_CAPABILITIES))  # 18 ms; kept in memory
+        filter_ = seccomp.compile_filter(seccomp_default.profile(_USUAL_CAPABILITIES))  # 18 ms; kept in memory
     except SampanError:
         pass  # without libseccomp, or seccomp: containers that want a filter say so
+    # Programs that nobody can change, in files that all who are forked have too.
+    if stage2.available():
+        stage2.program()
+    if stage2.available() and filter_ is not None:
+        stage2.program(filter_.bpf, filter_.flags)
+    if pause.available():
+        pause.program()
 
 
 def _serve(connection: _socket.socket) -> NoReturn:

@@ -1,0 +1,140 @@
+"""The fork that has made a pod's namespaces and stays for the pod's first container."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from shim_pods import Pod, process
+
+from sampan import errors
+from sampan.shim.zygote import Zygote
+
+pytestmark = pytest.mark.root
+
+KINDS = ("network", "ipc", "uts")
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    with Zygote.start() as started:
+        yield started
+
+
+@pytest.fixture(params=[False, True], ids=["own PIDs", "shared PIDs"])
+def pod(request: pytest.FixtureRequest, tmp_path: Path, zygote: Zygote) -> Iterator[Pod]:
+    made = Pod(tmp_path, zygote, "native")
+    options = {"hostname": "pod", "pause": request.param, "pause_cgroup": f"{made.cgroup}/pause"}
+    made.client.sandbox(str(tmp_path / "ns"), KINDS, **(options if request.param else {"hostname": "pod"}))
+    yield made
+    made.close()
+    assert not os.path.exists(f"{made.directory}/crash.txt")
+
+
+def standbys(pod: Pod) -> list[int]:
+    """The monitor's forks: neither its containers nor its pause process."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            comm, _, rest = Path(f"/proc/{name}/stat").read_text().partition("(")[2].rpartition(") ")
+        except OSError:
+            continue
+        if comm == "sampan-monitor" and rest.split()[1] == str(pod.pid) and rest.split()[0] != "Z":
+            found.append(int(name))
+    return found
+
+
+def wait_until_settled(pid: int) -> None:
+    """Until it has nothing open but what it needs."""
+    end = time.monotonic() + 10
+    while any("eventpoll" in target for target in open_files(pid)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def open_files(pid: int) -> list[str]:
+    return [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+
+
+def gone(pid: int, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not os.path.exists(f"/proc/{pid}"):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_it_is_in_the_monitors_namespaces_and_holds_nothing_of_the_monitors(pod: Pod) -> None:
+    (standby,) = standbys(pod)
+    wait_until_settled(standby)
+    for kind in ("net", "ipc", "uts", "mnt", "pid"):
+        assert os.readlink(f"/proc/{standby}/ns/{kind}") == os.readlink(f"/proc/{pod.pid}/ns/{kind}")
+    kept = [target for target in open_files(standby) if not target.startswith(("/dev/null", "/memfd:sampan-init"))]
+    assert [target.partition(":")[0] for target in kept] == ["socket"], kept
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_it_makes_the_first_container_and_ends(pod: Pod, terminal: bool) -> None:
+    (standby,) = standbys(pod)
+    pod.run("one", "read line; echo got $line; exit 7", stdin=True, terminal=terminal)
+    assert gone(standby, 10)
+    assert standbys(pod) == []
+    reading, writing = os.pipe()
+    os.write(writing, b"this\n")
+    with pod.client.attach("one", stdin=reading):
+        assert pod.client.wait("one", timeout=20).exit_code == 7
+    os.close(reading)
+    os.close(writing)
+    assert "got this" in [text.strip() for text in pod.texts("one")]
+    pod.run("two", "exit 8")
+    assert pod.client.wait("two", timeout=20).exit_code == 8
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_container_is_made_all_the_same_when_it_has_ended(pod: Pod, settled: bool) -> None:
+    (standby,) = standbys(pod)
+    if settled:
+        wait_until_settled(standby)
+    os.kill(standby, signal.SIGKILL)
+    pod.run("one", "sleep 1000")
+    assert pod.client.exec_wait("one", process("/bin/true")).exit_code == 0
+    assert gone(standby, 10)
+
+
+def test_what_it_is_refused_is_told_and_leaves_nothing(pod: Pod) -> None:
+    (standby,) = standbys(pod)
+    with pytest.raises(errors.SampanError, match="cwd"):
+        pod.create("one", "true", cwd="not/absolute")
+    assert gone(standby, 10)
+    assert not os.path.exists(f"{pod.path}/runtime/one")
+    assert pod.client.info()["containers"] == []
+    pod.run("two", "exit 3")
+    assert pod.client.wait("two", timeout=20).exit_code == 3
+
+
+def test_it_does_not_stay_for_ever(pod: Pod) -> None:
+    (standby,) = standbys(pod)
+    assert gone(standby, 30)
+    pod.run("one", "exit 3")
+    assert pod.client.wait("one", timeout=20).exit_code == 3
+
+
+def test_it_ends_with_its_monitor(tmp_path: Path, zygote: Zygote) -> None:
+    pod = Pod(tmp_path, zygote, "native")
+    pod.client.sandbox(str(tmp_path / "ns"), KINDS)
+    (standby,) = standbys(pod)
+    pod.close()
+    assert gone(standby, 2)
+
+
+def test_it_ends_with_a_monitor_that_is_killed(tmp_path: Path, zygote: Zygote) -> None:
+    pod = Pod(tmp_path, zygote, "native")
+    (tmp_path / "ns").mkdir()
+    pod.client.sandbox(str(tmp_path / "ns"), [])
+    (standby,) = standbys(pod)
+    os.kill(pod.pid, signal.SIGKILL)
+    assert gone(standby, 2)
+    pod.close()
