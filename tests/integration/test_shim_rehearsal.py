@@ -23,9 +23,12 @@ from sampan.shim import seed, rehearsal
 before = set(os.listdir("/proc/self/fd"))
 seen = {{code.co_qualname for code in rehearsal._watch()}}
 rehearsal.fill_holes()
-old = rehearsal._play.__code__
-rehearsal.regroup(dict.fromkeys([old]))
-assert rehearsal._play.__code__ is not old
+old = [rehearsal._play, rehearsal._Scene._ask]
+codes = [one.__code__ for one in old]
+rehearsal.regroup(dict.fromkeys(codes))
+for before_, after, code in zip(old, [rehearsal._play, rehearsal._Scene._ask], codes):
+    assert after is not before_ and after.__code__ is not code
+    assert (after.__qualname__, after.__doc__) == (before_.__qualname__, before_.__doc__)
 rehearsal._play()
 print(*sorted(seen))
 print(*(set(os.listdir("/proc/self/fd")) - before))

@@ -7,7 +7,7 @@ lies on can. So the life of a pod is played, with processes that do nothing for 
 1. Once, to see which functions a monitor runs: some 200 of the 2000 that are loaded.
 2. The allocator's holes are filled, so that what is allocated from then on lies together, here and in the monitors. A
    hole in a page of shared objects would make that page the monitor's own.
-3. The code of those functions is copied: the copies lie side by side.
+3. Those functions are copied, and so is their code: the copies lie side by side.
 4. Some more times. The interpreter writes to code that it runs for the first times (it specialises it), and to its
    caches; afterwards it only reads them.
 
@@ -58,6 +58,7 @@ _RUN = 4
 _MOST_FILLERS = 20_000
 
 _fillers: list[list[object]] = []
+_FUNCTION: Any = type(lambda: None)
 
 
 def prepare() -> None:
@@ -95,17 +96,40 @@ def _watch() -> dict[CodeType, None]:
 
 
 def regroup(seen: dict[CodeType, None]) -> None:
-    """Give the functions of ``seen`` copies of their code, allocated one after the other."""
+    """Give the functions of ``seen`` copies of their code, allocated one after the other, and then copy them too."""
     functions: dict[CodeType, list[FunctionType]] = {}
-    kind: Any = type(regroup)
     for one in gc.get_objects():
-        if isinstance(one, kind) and one.__code__ in seen:
+        if isinstance(one, _FUNCTION) and one.__code__ in seen:
             functions.setdefault(one.__code__, []).append(one)
     for code in seen:
         if code in functions:
             copy = code.replace()
             for function in functions[code]:
                 function.__code__ = copy
+    copies = {function: _copied(function) for code in seen for function in functions.get(code, ())}
+    for module in tuple(sys.modules.values()):
+        _exchange(module, copies)
+
+
+def _copied(function: FunctionType) -> FunctionType:
+    copy: FunctionType = _FUNCTION(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    for name in ("__kwdefaults__", "__qualname__", "__module__", "__doc__"):
+        setattr(copy, name, getattr(function, name))
+    if function.__dict__:
+        copy.__dict__.update(function.__dict__)
+    return copy
+
+
+def _exchange(owner: Any, copies: dict[FunctionType, FunctionType]) -> None:
+    """Put the copies in the place of a module's or a class's functions; who has another reference keeps the old one."""
+    for name, value in tuple(vars(owner).items()):
+        if isinstance(value, _FUNCTION):
+            if value in copies:
+                setattr(owner, name, copies[value])
+        elif isinstance(value, type) and value is not owner and value.__module__ == owner.__name__:
+            _exchange(value, copies)
 
 
 def fill_holes() -> None:
@@ -235,7 +259,7 @@ class _Scene:
         self._monitor = monitor.Monitor("", folder, sockets.listen(f"{folder}/{monitor.SOCKET_NAME}"), options)
         self._player = _Player(f"{folder}/runtime")
         player: Any = self._player
-        self._handler = self._monitor._made_handler = helper.ForkingHandler(player, light=True, keep=(scratch,))
+        self._monitor._made_handler = helper.ForkingHandler(player, light=True, keep=(scratch,))
         self._client = sockets.connect(f"{folder}/{monitor.SOCKET_NAME}")
         self._follower = sockets.connect(f"{folder}/{monitor.SOCKET_NAME}")
         for client in (self._client, self._follower):
@@ -248,7 +272,7 @@ class _Scene:
             self._monitor._loop.run_once()
             self._monitor._loop.run_once()
             sockets.send(self._follower, frames.encode(frames.REQUEST, 1, {"op": "events", "since": 0}))
-            self._handler.run_and_stay(lambda: ({"pause_pid": 0, "paths": {}}, []), lambda: None)
+            self._ask({"op": "sandbox", "directory": f"{self._folder}/ns", "kinds": []})  # the way there, and no more
             self._ask({"op": "info"})
             log = f"{self._folder}/logs/log"
             self._ask({"op": "create", "id": "played", "bundle": self._folder, "log_path": log})
