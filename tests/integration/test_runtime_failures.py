@@ -144,12 +144,15 @@ class _KillAt:
 
 
 @pytest.mark.skipif(not vfork.available(), reason="needs x86-64 and CPython before 3.14")
-def test_an_init_that_is_killed_takes_a_borrowed_helper_along_and_the_monitor_cleans_up(box: Box) -> None:
+@pytest.mark.parametrize("stays", [False, True])
+def test_an_init_that_is_killed_takes_a_borrowed_helper_along_and_the_monitor_cleans_up(box: Box, stays: bool) -> None:
     before = everything(box)
     handler = helper.ForkingHandler(NativeHandler(box.handler.root, expendable=True), light=True)
     box.process["args"] = ["sleep", "100"]
     (box.bundle / "config.json").write_text(json.dumps(box.config))
     trace.hook = _KillAt("isolate child")
+    if stays:
+        handler.run_and_stay(lambda: ({}, []), lambda: None)
     with pytest.raises(Unavailable):
         handler.create(box.container_id, str(box.bundle), Stdio())
     trace.hook = None

@@ -93,15 +93,12 @@ def test_it_makes_the_first_container_and_ends(pod: Pod, terminal: bool) -> None
     assert pod.client.wait("two", timeout=20).exit_code == 8
 
 
-@pytest.mark.parametrize("settled", [False, True])
-def test_a_container_is_made_all_the_same_when_it_has_ended(pod: Pod, settled: bool) -> None:
+def test_a_container_is_made_all_the_same_when_it_has_ended(pod: Pod) -> None:
     (standby,) = standbys(pod)
-    if settled:
-        wait_until_settled(standby)
     os.kill(standby, signal.SIGKILL)
+    assert gone(standby, 10)
     pod.run("one", "sleep 1000")
     assert pod.client.exec_wait("one", process("/bin/true")).exit_code == 0
-    assert gone(standby, 10)
 
 
 def test_what_it_is_refused_is_told_and_leaves_nothing(pod: Pod) -> None:

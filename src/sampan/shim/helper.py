@@ -14,6 +14,7 @@ import _signal  # type: ignore[import-not-found]
 import _socket
 import gc
 import os
+import select
 
 from sampan.errors import Unavailable
 from sampan.runtime import program, stage2
@@ -103,7 +104,7 @@ class Standby:
 
         Raises:
             SampanError: The one that the handler raised.
-            Unavailable: It has ended, before or half-way.
+            Unavailable: It has ended half-way.
         """
         given = [(name, getattr(stdio, name)) for name in ("stdin", "stdout", "stderr")]
         streams = [(name, fd) for name, fd in given if fd >= 0]
@@ -113,6 +114,12 @@ class Standby:
         finally:
             self.dismiss()
         return _read_created(frame.body, frame.descriptors)
+
+    def ended(self) -> bool:
+        """Whether it is there no more, or something is wrong with it: it says nothing before it is asked."""
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def dismiss(self) -> None:
         """It is of no more use; a second call does nothing."""
@@ -177,18 +184,23 @@ class ForkingHandler:
 
     def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created:
         """See :class:`~sampan.runtime.handler.Handler`, as for the other methods."""
-        standby, self._standby = self._standby, None
-        if standby is not None:
-            try:
-                return standby.create(container_id, bundle, stdio)
-            except Unavailable:
-                # It may have ended long before it was asked; if half-way, it could take nothing back.
-                self.delete(container_id, force=True)
+        standby = self._standing_by()
         try:
+            if standby is not None:
+                return standby.create(container_id, bundle, stdio)
             return _created(lambda: self._handler.create(container_id, bundle, stdio))
         except Unavailable:
+            # The fork was killed half-way, and could take nothing back.
             self.delete(container_id, force=True)
             raise
+
+    def _standing_by(self) -> Standby | None:
+        """What stayed, and is still there; the caller's now."""
+        standby, self._standby = self._standby, None
+        if standby is not None and standby.ended():
+            standby.dismiss()
+            return None
+        return standby
 
     def start(self, container_id: str) -> None:
         """Here: it opens a fifo."""

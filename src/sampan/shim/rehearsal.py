@@ -108,7 +108,8 @@ def regroup(seen: dict[CodeType, None]) -> None:
                 function.__code__ = copy
     copies = {function: _copied(function) for code in seen for function in functions.get(code, ())}
     for module in tuple(sys.modules.values()):
-        _exchange(module, copies)
+        if isinstance(module, type(sys)):  # an import that is not to be tried again is None
+            _exchange(module, copies)
 
 
 def _copied(function: FunctionType) -> FunctionType:
