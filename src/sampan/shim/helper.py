@@ -14,7 +14,6 @@ import _signal  # type: ignore[import-not-found]
 import _socket
 import gc
 import os
-import select
 
 from sampan.errors import Unavailable
 from sampan.runtime import program, stage2
@@ -94,10 +93,12 @@ class Standby:
 
     Args:
         channel: The conversation with it. Once that is over, so is the fork.
+        pid: Its pid.
     """
 
-    def __init__(self, channel: sockets.Channel) -> None:
+    def __init__(self, channel: sockets.Channel, pid: int) -> None:
         self._channel = channel
+        self.pid = pid
 
     def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created:
         """Let it make the container.
@@ -114,12 +115,6 @@ class Standby:
         finally:
             self.dismiss()
         return _read_created(frame.body, frame.descriptors)
-
-    def ended(self) -> bool:
-        """Whether it is there no more, or something is wrong with it: it says nothing before it is asked."""
-        poll = select.poll()
-        poll.register(self._channel.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
 
     def dismiss(self) -> None:
         """It is of no more use; a second call does nothing."""
@@ -173,7 +168,7 @@ class ForkingHandler:
         if frame.kind == frames.ERROR:
             channel.close()
             raise frames.restore_error(frame.body)
-        self._standby = Standby(channel)
+        self._standby = Standby(channel, pid)
         return frame.body
 
     def dismiss(self) -> None:
@@ -182,9 +177,14 @@ class ForkingHandler:
         if standby is not None:
             standby.dismiss()
 
+    def reaped(self, pid: int) -> None:
+        """A child of this process has ended; if it is the one that stayed, it is not to be asked any more."""
+        if self._standby is not None and self._standby.pid == pid:
+            self.dismiss()
+
     def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created:
         """See :class:`~sampan.runtime.handler.Handler`, as for the other methods."""
-        standby = self._standing_by()
+        standby, self._standby = self._standby, None
         try:
             if standby is not None:
                 return standby.create(container_id, bundle, stdio)
@@ -193,14 +193,6 @@ class ForkingHandler:
             # The fork was killed half-way, and could take nothing back.
             self.delete(container_id, force=True)
             raise
-
-    def _standing_by(self) -> Standby | None:
-        """What stayed, and is still there; the caller's now."""
-        standby, self._standby = self._standby, None
-        if standby is not None and standby.ended():
-            standby.dismiss()
-            return None
-        return standby
 
     def start(self, container_id: str) -> None:
         """Here: it opens a fifo."""

@@ -39,6 +39,30 @@ if TYPE_CHECKING:
 SOCKET_NAME = "control.sock"
 DOCUMENT_NAME = "monitor.json"
 CRASH_NAME = "crash.txt"
+#: What can be asked of a monitor -> the method that does it.
+_OPERATIONS = {
+    "info": "_info",
+    "sandbox": "_create_sandbox",
+    "destroy_sandbox": "_destroy_sandbox",
+    "create": "_create",
+    "start": "_start",
+    "exec": "_exec",
+    "attach": "_attach",
+    "wait": "_wait",
+    "resize": "_resize",
+    "signal": "_signal",
+    "stop": "_stop",
+    "pause": "_pause",
+    "resume": "_resume",
+    "update": "_update",
+    "stats": "_stats",
+    "pids": "_pids",
+    "close_stdin": "_close_stdin",
+    "reopen_log": "_reopen_log",
+    "delete": "_delete",
+    "events": "_events",
+    "shutdown": "_shutdown",
+}
 #: Seconds that the fork which made a pod's namespaces stays for the pod's first container.
 _STANDBY = 3.0
 
@@ -119,38 +143,16 @@ class Monitor:
         self._standby: Timer | None = None
         self._on_empty: Callable[[], None] | None = None
         self._loop = Loop(self._reaped, footprint.give_back)
-        self._service = Service(
-            self._loop,
-            listener,
-            {
-                "info": self._info,
-                "sandbox": self._create_sandbox,
-                "destroy_sandbox": self._destroy_sandbox,
-                "create": self._create,
-                "start": self._start,
-                "exec": self._exec,
-                "attach": self._attach,
-                "wait": self._wait,
-                "resize": self._resize,
-                "signal": self._signal,
-                "stop": self._stop,
-                "pause": self._pause,
-                "resume": self._resume,
-                "update": self._update,
-                "stats": self._stats,
-                "pids": self._pids,
-                "close_stdin": self._close_stdin,
-                "reopen_log": self._reopen_log,
-                "delete": self._delete,
-                "events": self._events,
-                "shutdown": self._shutdown,
-            },
-        )
+        self._service = Service(self._loop, listener, self._find)
 
     def run(self) -> None:
         """Serve until told to shut down."""
         self._introduce()
         self._loop.run()
+
+    def _find(self, name: str) -> Callable[[Call], dict[str, Any] | None] | None:
+        method = _OPERATIONS.get(name)
+        return getattr(self, method) if method else None
 
     def _introduce(self) -> None:
         """Write down which process this is."""
@@ -180,7 +182,9 @@ class Monitor:
             self._sandbox.pause_ended = True
             self._journal.publish("pause-exit", "", pid=pid)
             return
-        # Anything else is an orphan that we adopted as the subreaper.
+        # Anything else is a fork of ours, or an orphan that we adopted as the subreaper.
+        if self._made_handler is not None:
+            self._made_handler.reaped(pid)
 
     def _info(self, _: Call) -> dict[str, Any]:
         sandbox = self._sandbox

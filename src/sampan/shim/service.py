@@ -217,18 +217,19 @@ class Service:
     Args:
         loop: The event loop.
         listener: Becomes the service's.
-        operations: By name.
+        find: The operation of a name, or none. Looked for when it is wanted: a table of bound methods would touch
+            everything that they refer to, and it would be the monitor's own memory.
     """
 
     def __init__(
         self,
         loop: Loop,
         listener: _socket.socket,
-        operations: dict[str, Callable[[Call], dict[str, Any] | None]],
+        find: Callable[[str], Callable[[Call], dict[str, Any] | None] | None],
     ) -> None:
         self.loop = loop
         self._listener = listener
-        self._operations = operations
+        self._find = find
         self.connections: set[Connection] = set()
         listener.setblocking(False)
         loop.watch(listener.fileno(), events.READABLE, self._accept)
@@ -253,7 +254,7 @@ class Service:
         """Serve one request; whatever happens, it is answered and its descriptors are not leaked."""
         try:
             name = call.text("op")
-            operation = self._operations.get(name)
+            operation = self._find(name)
             if operation is None:
                 raise NotFound(f"a monitor has no operation {name!r}")
             body = operation(call)
