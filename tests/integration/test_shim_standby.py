@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,8 @@ def open_files(pid: int) -> list[str]:
 def gone(pid: int, seconds: float) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)  # an orphan of ours, if we are a subreaper
         if not os.path.exists(f"/proc/{pid}"):
             return True
         time.sleep(0.02)
