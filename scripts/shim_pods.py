@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 from pathlib import Path
 from typing import Any
 
+from sampan.linux.process import pidfd_open
 from sampan.shim.client import MonitorClient
 from sampan.shim.zygote import Zygote
 
@@ -131,3 +133,22 @@ def configuration(args: list[str], cgroup: str) -> dict[str, Any]:
 def process(*args: str, **changes: Any) -> dict[str, Any]:
     """An OCI process object for an exec."""
     return {"args": list(args), "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}, **changes}
+
+
+def ended(pid: int, timeout: float = 10) -> bool:
+    """Whether a process ends in time. When it is reaped is its parent's affair: an init may take seconds."""
+    try:
+        pidfd = pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return ready(pidfd, timeout)
+    finally:
+        os.close(pidfd)
+
+
+def ready(fd: int, timeout: float = 10) -> bool:
+    """Whether a descriptor can be read in time; a pidfd can when its process has ended."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))

@@ -4,13 +4,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from shim_pods import Pod, process
+from shim_pods import Pod, ended, process
 
 from sampan import errors
+from sampan.runtime.handler import Created, Stdio
+from sampan.shim import helper
 from sampan.shim.zygote import Zygote
 
 pytestmark = pytest.mark.root
@@ -59,17 +60,6 @@ def open_files(pid: int) -> list[str]:
     return [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
 
 
-def gone(pid: int, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)  # an orphan of ours, if we are a subreaper
-        if not os.path.exists(f"/proc/{pid}"):
-            return True
-        time.sleep(0.02)
-    return False
-
-
 def test_it_is_in_the_monitors_namespaces_and_holds_nothing_of_the_monitors(pod: Pod) -> None:
     (standby,) = standbys(pod)
     wait_until_settled(standby)
@@ -83,7 +73,7 @@ def test_it_is_in_the_monitors_namespaces_and_holds_nothing_of_the_monitors(pod:
 def test_it_makes_the_first_container_and_ends(pod: Pod, terminal: bool) -> None:
     (standby,) = standbys(pod)
     pod.run("one", "read line; echo got $line; exit 7", stdin=True, terminal=terminal)
-    assert gone(standby, 10)
+    assert ended(standby)
     assert standbys(pod) == []
     reading, writing = os.pipe()
     os.write(writing, b"this\n")
@@ -99,7 +89,7 @@ def test_it_makes_the_first_container_and_ends(pod: Pod, terminal: bool) -> None
 def test_a_container_is_made_all_the_same_when_it_has_ended(pod: Pod) -> None:
     (standby,) = standbys(pod)
     os.kill(standby, signal.SIGKILL)
-    assert gone(standby, 10)
+    assert ended(standby)
     pod.run("one", "sleep 1000")
     assert pod.client.exec_wait("one", process("/bin/true")).exit_code == 0
 
@@ -108,7 +98,7 @@ def test_what_it_is_refused_is_told_and_leaves_nothing(pod: Pod) -> None:
     (standby,) = standbys(pod)
     with pytest.raises(errors.SampanError, match="cwd"):
         pod.create("one", "true", cwd="not/absolute")
-    assert gone(standby, 10)
+    assert ended(standby)
     assert not os.path.exists(f"{pod.path}/runtime/one")
     assert pod.client.info()["containers"] == []
     pod.run("two", "exit 3")
@@ -117,9 +107,30 @@ def test_what_it_is_refused_is_told_and_leaves_nothing(pod: Pod) -> None:
 
 def test_it_does_not_stay_for_ever(pod: Pod) -> None:
     (standby,) = standbys(pod)
-    assert gone(standby, 30)
+    assert ended(standby, 30)
     pod.run("one", "exit 3")
     assert pod.client.wait("one", timeout=20).exit_code == 3
+
+
+class WhoAmI:
+    """A handler whose containers are whoever was asked to make them."""
+
+    def create(self, *unused: object) -> Created:
+        return Created(os.getpid())
+
+
+def test_whoever_asks_at_the_moment_of_its_end_gets_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(helper, "_STANDBY", 0.005)
+    handler = helper.ForkingHandler(WhoAmI(), light=True)  # type: ignore[arg-type]
+    makers = set()
+    for turn in range(200):
+        standby = handler.run_and_stay(lambda: ({"pid": os.getpid()}, []), lambda: None)["pid"]
+        time.sleep(turn % 40 / 2000)
+        maker = handler.create("one", "/", Stdio()).pid
+        makers.add("standby" if maker == standby else "another")
+        for pid in {standby, maker}:
+            os.waitpid(pid, 0)
+    assert makers == {"standby", "another"}
 
 
 def test_it_ends_with_its_monitor(tmp_path: Path, zygote: Zygote) -> None:
@@ -127,7 +138,7 @@ def test_it_ends_with_its_monitor(tmp_path: Path, zygote: Zygote) -> None:
     pod.client.sandbox(str(tmp_path / "ns"), KINDS)
     (standby,) = standbys(pod)
     pod.close()
-    assert gone(standby, 2)
+    assert ended(standby, 2)
 
 
 def test_it_ends_with_a_monitor_that_is_killed(tmp_path: Path, zygote: Zygote) -> None:
@@ -136,5 +147,5 @@ def test_it_ends_with_a_monitor_that_is_killed(tmp_path: Path, zygote: Zygote) -
     pod.client.sandbox(str(tmp_path / "ns"), [])
     (standby,) = standbys(pod)
     os.kill(pod.pid, signal.SIGKILL)
-    assert gone(standby, 2)
+    assert ended(standby, 2)
     pod.close()

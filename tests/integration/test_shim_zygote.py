@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -12,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shim_pods import Pod
+from shim_pods import Pod, ended, ready
 
 from sampan import errors
-from sampan.linux.process import PR_SET_CHILD_SUBREAPER, pidfd_open, prctl
+from sampan.linux.process import PR_SET_CHILD_SUBREAPER, prctl
 from sampan.shim import spawn
 from sampan.shim.client import MonitorClient
 from sampan.shim.zygote import Zygote
@@ -27,12 +26,6 @@ pytestmark = pytest.mark.root
 def zygote() -> Iterator[Zygote]:
     with Zygote.start() as started:
         yield started
-
-
-def ended(pidfd: int, timeout: float = 10) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(timeout * 1000))
 
 
 def test_children_run_from_a_sealed_copy_of_the_interpreter(zygote: Zygote, tmp_path: Path) -> None:
@@ -147,9 +140,7 @@ def test_a_worker_that_is_closed_has_ended(zygote: Zygote) -> None:
         worker = zygote.run_worker("sampan.shim.zygote:stay", {})
         own = os.dup(worker.pidfd)
         worker.close()
-        poll = select.poll()
-        poll.register(own, select.POLLIN)
-        assert poll.poll(0)
+        assert ready(own, 0)
         os.close(own)
 
 
@@ -157,7 +148,7 @@ def test_workers_end_with_their_zygote() -> None:
     zygote = Zygote.start()
     worker = zygote.run_worker("sampan.shim.zygote:stay", {})
     zygote.close()
-    assert ended(worker.pidfd)
+    assert ready(worker.pidfd)
     worker.close()
 
 
@@ -185,10 +176,7 @@ os.kill(os.getpid(), 9)
 """
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
     assert done.returncode == -signal.SIGKILL
-    try:
-        assert ended(pidfd_open(int(done.stdout)))
-    except ProcessLookupError:
-        pass  # it has ended already
+    assert ended(int(done.stdout))
     client = MonitorClient(f"{tmp_path}/pod/control.sock")
     assert client.info()["containers"][0]["state"] == "running"
     reading, writing = os.pipe()

@@ -34,6 +34,11 @@ class Stdio:
         """The caller's own streams."""
         return cls(0, 1, 2)
 
+    def given(self) -> dict[str, int]:
+        """Those that are descriptors, by name."""
+        streams = {"stdin": self.stdin, "stdout": self.stdout, "stderr": self.stderr}
+        return {name: fd for name, fd in streams.items() if fd >= 0}
+
 
 class Created:
     """A process that was made: its pid in the caller's namespace, and its terminal.

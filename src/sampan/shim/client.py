@@ -6,6 +6,7 @@ import _thread
 import fcntl
 
 from sampan.errors import TimedOut, Unavailable
+from sampan.runtime.handler import Stdio
 from sampan.shim import sockets
 from sampan.shim.exits import Exit, read_exit
 from sampan.wire import frames
@@ -272,10 +273,10 @@ class MonitorClient:
         go of, unless the container is to be ``patient``.
         """
         channel = self._connect()
-        names, descriptors = _named(stdin, stdout, stderr)
+        given = Stdio(stdin, stdout, stderr).given()
         try:
-            body = {"op": "attach", "id": id, "streams": names, "patient": patient}
-            _in_time(channel, body, descriptors, PATIENCE)
+            body = {"op": "attach", "id": id, "streams": list(given), "patient": patient}
+            _in_time(channel, body, list(given.values()), PATIENCE)
         except BaseException:
             channel.close()
             raise
@@ -427,17 +428,17 @@ def _exec_body(
     wait: bool = False,
 ) -> tuple[dict[str, Any], list[int]]:
     """The request for one more process, and the descriptors that go with it."""
-    names, descriptors = _named(*stdio)
+    given = Stdio(*stdio).given()
     body = {
         "op": "exec",
         "id": id,
         "exec_id": exec_id,
         "process": process,
-        "streams": names,
+        "streams": list(given),
         "timeout": timeout,
         "wait": wait,
     }
-    return body, descriptors
+    return body, list(given.values())
 
 
 def _in_time(
@@ -447,9 +448,3 @@ def _in_time(
         return channel.call(body, descriptors, patience)
     except TimeoutError:
         raise TimedOut(f"the monitor has not answered {body['op']!r} after {patience:g} s") from None
-
-
-def _named(stdin: int, stdout: int, stderr: int) -> tuple[list[str], list[int]]:
-    """Descriptors that are given, and what each is."""
-    given = [(name, fd) for name, fd in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)) if fd >= 0]
-    return [name for name, _ in given], [fd for _, fd in given]

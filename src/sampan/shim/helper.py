@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     Work = Callable[[], tuple[dict[str, Any], list[int]]]
 
+#: Seconds that the fork which made a pod's namespaces stays for the pod's first container.
+_STANDBY = 3.0
+
 
 def run(work: Work) -> tuple[dict[str, Any], tuple[int, ...]]:
     """Call ``work`` in a fork of the caller; its result, and copies of the descriptors that it returned.
@@ -39,22 +42,15 @@ def run(work: Work) -> tuple[dict[str, Any], tuple[int, ...]]:
 
     Raises:
         SampanError: The one that ``work`` raised.
+        Unavailable: The fork was killed half-way.
     """
-    channel, pid = _fork(work)
-    try:
-        frame = channel.receive()
-    except BaseException:
-        os.waitpid(pid, 0)
-        raise
-    finally:
-        channel.close()
-    if frame.kind == frames.ERROR:
-        raise frames.restore_error(frame.body)
-    return frame.body, frame.descriptors
+    channel, result = _fork(work)
+    channel.close()
+    return result.body, result.descriptors
 
 
-def _fork(work: Work, then: Callable[[_socket.socket], None] | None = None) -> tuple[sockets.Channel, int]:
-    """A fork that does ``work``, answers, and does what comes ``then``; the conversation with it, and its pid."""
+def _fork(work: Work, then: Callable[[_socket.socket], None] | None = None) -> tuple[sockets.Channel, frames.Frame]:
+    """A fork that does ``work``, answers, and does what comes ``then``; the conversation with it, and its result."""
     ours, theirs = sockets.pair()
     pid = os.fork()
     if pid == 0:
@@ -65,7 +61,13 @@ def _fork(work: Work, then: Callable[[_socket.socket], None] | None = None) -> t
         finally:
             os._exit(0)
     theirs.close()
-    return sockets.Channel(ours, "the runtime"), pid
+    channel = sockets.Channel(ours, "the runtime")
+    try:
+        return channel, channel.reply_to(0)
+    except BaseException:
+        channel.close()
+        os.waitpid(pid, 0)
+        raise
 
 
 def _settle_in() -> None:
@@ -93,31 +95,32 @@ class Standby:
 
     Args:
         channel: The conversation with it. Once that is over, so is the fork.
-        pid: Its pid.
     """
 
-    def __init__(self, channel: sockets.Channel, pid: int) -> None:
+    def __init__(self, channel: sockets.Channel) -> None:
         self._channel = channel
-        self.pid = pid
 
-    def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created:
-        """Let it make the container.
+    def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created | None:
+        """Let it make the container; None if it had ended before it was asked.
 
         Raises:
             SampanError: The one that the handler raised.
-            Unavailable: It has ended half-way.
+            Unavailable: It was killed half-way.
         """
-        given = [(name, getattr(stdio, name)) for name in ("stdin", "stdout", "stderr")]
-        streams = [(name, fd) for name, fd in given if fd >= 0]
-        body = {"id": container_id, "bundle": bundle, "streams": [name for name, _ in streams]}
+        given = stdio.given()
+        body = {"id": container_id, "bundle": bundle, "streams": list(given)}
         try:
-            frame = self._channel.call(body, [fd for _, fd in streams])
+            try:
+                number = self._channel.request(body, list(given.values()))
+            except Unavailable:
+                return None
+            frame = self._channel.reply_to(number)
         finally:
             self.dismiss()
         return _read_created(frame.body, frame.descriptors)
 
     def dismiss(self) -> None:
-        """It is of no more use; a second call does nothing."""
+        """It is of no more use."""
         self._channel.close()
 
 
@@ -127,9 +130,14 @@ def _stand_by(connection: _socket.socket, handler: Handler, leave: Callable[[], 
     # Whoever waits for the end of what the monitor has open must not wait for us.
     program.close_others([connection.fileno(), *stage2.made(), *keep])
     channel = sockets.Channel(connection, "the monitor")
-    frame = channel.receive()
-    stdio = Stdio(**dict(zip(frame.body["streams"], frame.descriptors, strict=True)))
+    try:
+        frame = channel.receive(_STANDBY)
+    except TimeoutError:
+        # A request is refused from here on (EPIPE); one that was faster can still be read.
+        connection.shutdown(_socket.SHUT_RD)
+        frame = channel.receive()
     body = frame.body
+    stdio = Stdio(**dict(zip(body["streams"], frame.descriptors, strict=True)))
     _answer(connection, frame.request, _creation(lambda: handler.create(body["id"], body["bundle"], stdio)))
 
 
@@ -149,7 +157,7 @@ class ForkingHandler:
         self._standby: Standby | None = None
 
     def run_and_stay(self, work: Work, leave: Callable[[], None]) -> dict[str, Any]:
-        """Call ``work`` in a fork that stays for the next :meth:`create`, or until :meth:`dismiss`; its result.
+        """Call ``work`` in a fork that stays, for some seconds, for the next :meth:`create`; its result.
 
         Args:
             work: As for :func:`run`; it returns no descriptors.
@@ -157,38 +165,18 @@ class ForkingHandler:
         """
         if not self._light:
             return run(work)[0]
-        self.dismiss()
-        channel, pid = _fork(work, lambda connection: _stand_by(connection, self._handler, leave, self._keep))
-        try:
-            frame = channel.receive()
-        except BaseException:
-            channel.close()
-            os.waitpid(pid, 0)
-            raise
-        if frame.kind == frames.ERROR:
-            channel.close()
-            raise frames.restore_error(frame.body)
-        self._standby = Standby(channel, pid)
-        return frame.body
-
-    def dismiss(self) -> None:
-        """Let the fork end that stayed; no error without one."""
-        standby, self._standby = self._standby, None
-        if standby is not None:
-            standby.dismiss()
-
-    def reaped(self, pid: int) -> None:
-        """A child of this process has ended; if it is the one that stayed, it is not to be asked any more."""
-        if self._standby is not None and self._standby.pid == pid:
-            self.dismiss()
+        if self._standby is not None:
+            self._standby.dismiss()
+        channel, result = _fork(work, lambda connection: _stand_by(connection, self._handler, leave, self._keep))
+        self._standby = Standby(channel)
+        return result.body
 
     def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created:
         """See :class:`~sampan.runtime.handler.Handler`, as for the other methods."""
         standby, self._standby = self._standby, None
         try:
-            if standby is not None:
-                return standby.create(container_id, bundle, stdio)
-            return _created(lambda: self._handler.create(container_id, bundle, stdio))
+            made = standby.create(container_id, bundle, stdio) if standby is not None else None
+            return made or _created(lambda: self._handler.create(container_id, bundle, stdio))
         except Unavailable:
             # The fork was killed half-way, and could take nothing back.
             self.delete(container_id, force=True)

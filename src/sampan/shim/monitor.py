@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from sampan.runtime.handler import Handler
     from sampan.shim.exits import Exit
-    from sampan.shim.loop import Timer
     from sampan.shim.service import Call
 
 SOCKET_NAME = "control.sock"
@@ -63,8 +62,6 @@ _OPERATIONS = {
     "events": "_events",
     "shutdown": "_shutdown",
 }
-#: Seconds that the fork which made a pod's namespaces stays for the pod's first container.
-_STANDBY = 3.0
 
 
 class Options:
@@ -140,7 +137,6 @@ class Monitor:
         self._containers: dict[str, Container] = {}
         self._journal = Journal()
         self._sandbox: PodNamespaces | None = None
-        self._standby: Timer | None = None
         self._on_empty: Callable[[], None] | None = None
         self._loop = Loop(self._reaped, footprint.give_back)
         self._service = Service(self._loop, listener, self._find)
@@ -181,10 +177,7 @@ class Monitor:
         if self._sandbox is not None and pid == self._sandbox.pause_pid:
             self._sandbox.pause_ended = True
             self._journal.publish("pause-exit", "", pid=pid)
-            return
         # Anything else is a fork of ours, or an orphan that we adopted as the subreaper.
-        if self._made_handler is not None:
-            self._made_handler.reaped(pid)
 
     def _info(self, _: Call) -> dict[str, Any]:
         sandbox = self._sandbox
@@ -205,7 +198,6 @@ class Monitor:
                 raise InvalidInput("must be a list", field="kinds")
             options = call.body.get("options") or {}
             self._sandbox = PodNamespaces(call.text("directory"), kinds, options, self._handler)
-            self._standby = self._loop.later(_STANDBY, self._handler.dismiss)
         elif call.text("directory") != self._sandbox.directory:
             raise AlreadyExists(f"pod {self._pod_id} has its namespaces already")
         return self._sandbox.describe()
@@ -223,8 +215,6 @@ class Monitor:
         if container_id in self._containers:
             raise AlreadyExists(f"pod {self._pod_id} has a container {container_id} already")
         settings = Settings(call, self._options.log_max_line)
-        if self._standby is not None:
-            self._standby.cancel()
         made = Container(self._loop, self._journal, self._handler, self._directory, container_id, settings)
         made.create()
         self._containers[container_id] = made

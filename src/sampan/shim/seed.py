@@ -113,8 +113,8 @@ def _load() -> None:
     # Programs that nobody can change, in files that all who are forked have too.
     if stage2.available():
         stage2.program()
-    if stage2.available() and filter_ is not None:
-        stage2.program(filter_.bpf, filter_.flags)
+        if filter_ is not None:
+            stage2.program(filter_.bpf, filter_.flags)
     if pause.available():
         pause.program()
 

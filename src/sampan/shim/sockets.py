@@ -209,7 +209,10 @@ class Channel:
             SampanError: The one that the peer answered with.
             TimeoutError: No reply in time; the channel can only be closed then.
         """
-        number = self.request(body, descriptors)
+        return self.reply_to(self.request(body, descriptors), timeout)
+
+    def reply_to(self, number: int, timeout: float | None = None) -> frames.Frame:
+        """The reply to the request that :meth:`request` sent; raises as :meth:`call` does."""
         while True:
             frame = self.receive(timeout)
             if frame.request != number or frame.kind == frames.EVENT:
