@@ -153,6 +153,17 @@ def test_a_poststop_hook_that_fails_does_not_keep_the_container(box: Box) -> Non
     assert os.listdir(box.handler.root) == []
 
 
+def test_a_poststart_hook_that_fails_is_the_error_of_a_container_that_has_ended(box: Box) -> None:
+    box.config["ociVersion"] = "1.3.0"
+    box.config["hooks"] = {"poststart": [_hook(f"while [ -e {box.rootfs}/alive ]; do :; done; sleep 0.2; exit 3")]}
+    (box.rootfs / "alive").touch()
+    created = box.create("sh", "-c", "rm /alive")
+    with pytest.raises(StageFailed, match=r"poststart hook 0.*exit status 3"):
+        box.handler.start(box.container_id)
+    os.waitpid(created.pid, 0)
+    box.handler.delete(box.container_id)
+
+
 @pytest.mark.parametrize(("version", "stops"), [("1.2.0", False), ("1.3.0", True)])
 def test_a_poststart_hook_that_fails_stops_the_container_since_version_1_3(
     box: Box, tmp_path: Path, version: str, stops: bool

@@ -242,6 +242,20 @@ def test_events_tell_of_memory_running_out(runtime: Runtime) -> None:
     assert process.wait(10) == 0
 
 
+def test_hooks_that_fail_too_late_are_told_of_in_the_log(runtime: Runtime) -> None:
+    log = runtime.bundle / "log.json"
+    fails = {"path": "/bin/sh", "args": ["sh", "-c", "echo no luck; exit 3"]}
+    runtime.config["hooks"] = {"poststart": [fails], "poststop": [fails]}
+    runtime.config["ociVersion"] = "1.2.0"  # since 1.3 a poststart hook that fails ends the container
+    runtime.configure("true")
+    ended = runtime.run("--log", str(log), "--log-format", "json", "run", "c1")
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [entry["level"] for entry in entries] == ["warning", "warning"]
+    for kind, entry in zip(("poststart", "poststop"), entries, strict=True):
+        assert entry["msg"].startswith(f"{kind} hook 0 at /bin/sh: exit status 3: no luck"), entry
+    assert ended.stderr == ""
+
+
 def test_errors_go_to_the_log_as_json(runtime: Runtime) -> None:
     log = runtime.bundle / "log.json"
     ended = runtime.run("--log", str(log), "--log-format", "json", "start", "nobody", code=1)
@@ -361,9 +375,21 @@ def test_sockets_of_systemd_are_passed_on(runtime: Runtime) -> None:
     def arrange() -> None:
         os.dup2(readable, 3)
 
-    ended = runtime.run("run", "c1", env={"LISTEN_FDS": "1"}, pass_fds=(3,), preexec_fn=arrange)
+    command = runtime.command("run", "c1")
+    for pid, output in (("$$", "1 1\nthree"), ("1", "\n"), ("", "\n")):  # another's, and nobody's
+        script = f'LISTEN_FDS=1 LISTEN_PID={pid} exec "$@"'
+        ended = subprocess.run(
+            ["/bin/sh", "-c", script, "sh", *command],
+            cwd=runtime.bundle,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            pass_fds=(3,),
+            preexec_fn=arrange,
+        )
+        assert ended.stdout == output
     os.close(readable)
-    assert ended.stdout == "1 1\nthree"
 
 
 LIST_FILES = "for each in /proc/self/fd/*; do busybox readlink $each; done > /open; true"

@@ -93,7 +93,11 @@ class Context:
         """The runtime on this root."""
         from sampan.runtime.native import NativeHandler
 
-        return NativeHandler(self.root, systemd_cgroup=self.systemd, seccomp_cache=seccomp_cache(self.root))
+        cache = seccomp_cache(self.root)
+        return NativeHandler(self.root, systemd_cgroup=self.systemd, seccomp_cache=cache, warn=self._warn)
+
+    def _warn(self, message: str) -> None:
+        self.report("warning", message)
 
     def report(self, level: str, message: str) -> None:
         """Write a line to the log file; an error is shown on standard error as well."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sampan.runtime.handler import Created
+    from sampan.runtime.native import NativeHandler
 
 _CREATE = (
     Option("bundle,b", VALUE, "directory of config.json (default: the current one)"),
@@ -55,7 +56,7 @@ def command_create(context: Context, parsed: Parsed) -> int:
 
 def command_start(context: Context, parsed: Parsed) -> int:
     """Let a created container's program run."""
-    context.handler().start(container_id(parsed))
+    _start(context, context.handler(), container_id(parsed), foreground=False)
     return 0
 
 
@@ -79,13 +80,13 @@ def command_run(context: Context, parsed: Parsed) -> int:
     try:
         if detach:
             keep(handler, name)
-            handler.start(name)
+            _start(context, handler, name, foreground=False)
             return 0
         from sampan.cli.runtime_foreground import Foreground
 
         # Before the start, so that no signal is lost and the terminal has its size from the beginning.
         front = Foreground(created)
-        handler.start(name)
+        _start(context, handler, name, foreground=True)
         code = front.wait()
     except BaseException:
         handler.delete(name, force=True)
@@ -93,6 +94,15 @@ def command_run(context: Context, parsed: Parsed) -> int:
     if not parsed.flag("keep"):
         handler.delete(name, force=True)
     return code
+
+
+def _start(context: Context, handler: NativeHandler, name: str, *, foreground: bool) -> None:
+    if "NOTIFY_SOCKET" in os.environ:
+        from sampan.cli import runtime_notify
+
+        runtime_notify.start(context, handler, name, foreground=foreground)
+    else:
+        handler.start(name)
 
 
 def _config(bundle: str) -> dict[str, Any]:
@@ -113,6 +123,10 @@ def _check(config: dict[str, Any], parsed: Parsed, *, detach: bool) -> None:
 def _create(context: Context, parsed: Parsed, name: str, bundle: str, config: dict[str, Any]) -> Created:
     options = process_options(context, parsed)
     listen_fds(config.get("process"), options)
+    if "NOTIFY_SOCKET" in os.environ:
+        from sampan.cli import runtime_notify
+
+        runtime_notify.offer(config, options, f"{context.root}/{name}")
     created = context.handler().create(name, bundle, Stdio.inherit(), config=config, options=options)
     for warning in created.warnings:
         context.report("warning", warning)
@@ -162,9 +176,11 @@ def check_console(process: object, console_socket: str, *, detach: bool) -> None
 
 
 def listen_fds(process: object, options: Options) -> None:
-    """Pass systemd's sockets on (sd_listen_fds(3)): they come first, the program learns how many."""
+    """Pass systemd's sockets on (sd_listen_fds(3)), if they are ours: they come first, the program learns how many."""
     count = os.environ.get("LISTEN_FDS", "")
-    if not count.isdigit() or int(count) == 0 or not isinstance(process, dict):
+    if not count.isdecimal() or int(count) == 0 or os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return
+    if not isinstance(process, dict):
         return
     options.preserve_fds += int(count)
     env = process.get("env")

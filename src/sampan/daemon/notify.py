@@ -1,8 +1,9 @@
 """What systemd is told: readiness, reloads, the end, signs of life (sd_notify(3), sd_watchdog_enabled(3))."""
 
 import os
-import socket
 import time
+
+from sampan.linux import sd_notify
 
 
 class Notifier:
@@ -14,7 +15,7 @@ class Notifier:
     """
 
     def __init__(self, address: str = "", interval: float = 0) -> None:
-        self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        self._address = address
         self.interval = interval
 
     @classmethod
@@ -31,8 +32,7 @@ class Notifier:
         if not self._address:
             return
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-                channel.sendto(text.encode(), self._address)
+            sd_notify.send(self._address, text)
         except OSError:
             return
 

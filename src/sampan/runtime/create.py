@@ -31,12 +31,13 @@ from sampan.runtime.mounts import PreparedMounts, prepare
 from sampan.runtime.namespaces import NamespacePlan
 from sampan.runtime.options import Options
 from sampan.runtime.program import Program
-from sampan.runtime.state import dumps, now, start_time
+from sampan.runtime.state import NOTIFY_FOLDER, dumps, now, start_time
 
 __all__ = ["Creation", "Options", "default_cgroup"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from sampan.cgroup import Group, Joiner
@@ -65,6 +66,7 @@ class Creation:
         "_mounts",
         "_plan",
         "_theirs",
+        "_warn",
         "bundle",
         "config",
         "directory",
@@ -73,13 +75,22 @@ class Creation:
         "stdio",
     )
 
-    def __init__(self, directory: StateDir, bundle: str, config: RuntimeConfig, stdio: Stdio, options: Options) -> None:
+    def __init__(
+        self,
+        directory: StateDir,
+        bundle: str,
+        config: RuntimeConfig,
+        stdio: Stdio,
+        options: Options,
+        warn: Callable[[str], None],
+    ) -> None:
         self.directory = directory
         self.bundle = bundle
         #: With a process in it: see :data:`NO_PROCESS`.
         self.config: RuntimeConfig = config if config.get("process") else {**config, "process": NO_PROCESS}
         self.stdio = stdio
         self.options = options
+        self._warn = warn
         self._plan: NamespacePlan | None = None
         self._mounts: PreparedMounts | None = None
         self._group: Group | None = None
@@ -145,6 +156,8 @@ class Creation:
         trace.step("record intent", self.directory.path)
         self.directory.store(self.record)
         self.directory.write("config.json", dumps(config))
+        if self.options.notify:
+            os.mkdir(self.directory.file(NOTIFY_FOLDER), 0o755)
         filter_ = self._compile_filter(linux)
         self._plan = NamespacePlan(linux)
         self._mounts = prepare(config, self.bundle, users.namespace_of)
@@ -364,7 +377,8 @@ class Creation:
             shared_mounts.remove(self.record["mount"], self.record["rootfs"])
         if self._hooked:
             # What the first hooks made has to go, though there will be no container: the specification goes on so.
-            hooks.run_each("poststop", (self.config.get("hooks") or {}).get("poststop") or [], self._state("stopped"))
+            poststop = (self.config.get("hooks") or {}).get("poststop") or []
+            hooks.run_each("poststop", poststop, self._state("stopped"), self._warn)
         self.directory.remove()
 
     def _close(self) -> None:

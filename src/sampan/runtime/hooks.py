@@ -14,7 +14,7 @@ from sampan.runtime import trace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from sampan.spec.runtime_types import Hook
@@ -44,13 +44,13 @@ def run(kind: str, hooks: list[Hook], state: dict[str, Any], env: list[str] | No
         _run(f"{kind} hook {number}", hook, document, env)
 
 
-def run_each(kind: str, hooks: list[Hook], state: dict[str, Any]) -> None:
-    """Run hooks that come too late to undo anything: the failure of one is the log's, and the next one's turn comes."""
+def run_each(kind: str, hooks: list[Hook], state: dict[str, Any], warn: Callable[[str], None]) -> None:
+    """Run hooks that come too late to undo anything: ``warn`` is told of one that fails, and the next has its turn."""
     for hook in hooks:
         try:
             run(kind, [hook], state)
         except StageFailed as error:
-            os.write(2, f"sampan-runtime: {error}\n".encode())
+            warn(str(error))
 
 
 def preload() -> None:

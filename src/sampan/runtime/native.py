@@ -22,6 +22,7 @@ from sampan.spec.runtime_config import validate, validate_resources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from sampan.cgroup import Group
@@ -43,14 +44,23 @@ class NativeHandler:
         systemd_cgroup: Let systemd make cgroups.
         seccomp_cache: Directory in which compiled seccomp filters are kept, or empty.
         expendable: :meth:`create` is called in processes that live for it only: see :mod:`sampan.runtime.borrow`.
+        warn: Is told what went wrong without an error: a hook by which nothing is decided any more. Standard error is
+            told by default.
     """
 
-    __slots__ = ("_expendable", "root", "seccomp_cache", "systemd_cgroup")
+    __slots__ = ("_expendable", "_warn", "root", "seccomp_cache", "systemd_cgroup")
 
     def __init__(
-        self, root: str, *, systemd_cgroup: bool = False, seccomp_cache: str = "", expendable: bool = False
+        self,
+        root: str,
+        *,
+        systemd_cgroup: bool = False,
+        seccomp_cache: str = "",
+        expendable: bool = False,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         self._expendable = expendable
+        self._warn = warn or _warn
         self.root = root
         self.systemd_cgroup = systemd_cgroup
         self.seccomp_cache = seccomp_cache
@@ -88,7 +98,7 @@ class NativeHandler:
             )
         from sampan.runtime.create import Creation
 
-        return Creation(directory, bundle, checked, stdio, options).run()
+        return Creation(directory, bundle, checked, stdio, options, self._warn).run()
 
     def start(self, container_id: str) -> None:
         """Let a created container's program run; returns when it does.
@@ -105,7 +115,7 @@ class NativeHandler:
         if record.get("empty"):
             # The specification wants an error and does not say where: as crun has it, the container ends.
             _kill_and_wait(record["pid"], self._group(record))
-            os.write(2, b"sampan-runtime: process is not set: nothing was run\n")
+            self._warn("process is not set: nothing was run")
             return
         if not record.get("ungrouped") and self._group(record).frozen():
             raise WrongState(f"container {container_id!r} is paused", hint="resume it first")
@@ -275,7 +285,7 @@ class NativeHandler:
         from sampan.runtime.borrow import may_trace
         from sampan.runtime.create import Creation, refuse_occupied
 
-        record = Creation(directory, bundle, checked, stdio, options).record
+        record = Creation(directory, bundle, checked, stdio, options, self._warn).record
         group = self._group(record)
         refuse_occupied(group)
         directory.make()
@@ -397,14 +407,21 @@ class NativeHandler:
         if status == "stopped":
             state["pid"] = 0
         if kind != "poststart" or _version(record["ociVersion"]) < (1, 3):
-            hooks.run_each(kind, chosen, state)
+            hooks.run_each(kind, chosen, state, self._warn)
             return
         try:
             for hook in chosen:
                 hooks.run(kind, [hook], state)
         except StageFailed:
-            self.kill(directory.container_id, _SIGKILL)
+            try:
+                self.kill(directory.container_id, _SIGKILL)
+            except WrongState:
+                pass  # it has ended by itself
             raise
+
+
+def _warn(message: str) -> None:
+    os.write(2, f"sampan-runtime: {message}\n".encode("utf-8", "surrogateescape"))
 
 
 def _may_have(record: dict[str, Any], kind: str) -> bool:

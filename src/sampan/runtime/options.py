@@ -10,6 +10,7 @@ class Options:
         systemd_cgroup: cgroupsPath is "slice:prefix:name", and systemd makes the cgroup.
         console_socket: Unix socket that gets the terminal's master.
         preserve_fds: So many descriptors of the caller, from 3 on, become the program's.
+        notify: Make the folder for a socket to which the program says that it is ready.
         no_pivot: Move the root instead of pivoting.
         new_keyring: Give the container a session keyring of its own.
         seccomp_cache: Directory of compiled filters, or empty.
@@ -26,6 +27,7 @@ class Options:
         "ignore_paused",
         "new_keyring",
         "no_pivot",
+        "notify",
         "preserve_fds",
         "seccomp_cache",
         "systemd_cgroup",
@@ -47,6 +49,7 @@ class Options:
         watched: bool = False,
     ) -> None:
         self.watched = watched
+        self.notify = False
         self.expendable = expendable
         self.cgroups = cgroups or {}
         self.ignore_paused = ignore_paused

@@ -5,6 +5,7 @@
         config.json         the configuration it was made with
         exec.fifo           there until the program was started: a byte in it starts the program
         report.fifo         where the starter reads why the program could not be executed
+        notify/             the folder of the socket to which the program says that it is ready, if it was asked for
 
 A directory without state.json, or whose state says "creating" with no pid, is one whose creation was cut short; only
 ``delete --force`` touches it.
@@ -22,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+NOTIFY_FOLDER = "notify"
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 
 
@@ -70,7 +72,12 @@ class StateDir:
         except FileNotFoundError:
             return
         for name in names:
-            self.unlink(name)
+            if name == NOTIFY_FOLDER:
+                from shutil import rmtree
+
+                rmtree(self.file(name))  # a privileged container may have made its mount writable
+            else:
+                self.unlink(name)
         try:
             os.rmdir(self.path)
         except FileNotFoundError:
