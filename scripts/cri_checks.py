@@ -12,6 +12,7 @@ import grpc
 from cri_daemon import Daemon
 
 from sampan.cri import api_pb2 as pb
+from sampan.runtime.state import start_time
 
 CREATED, STARTED = pb.CONTAINER_CREATED_EVENT, pb.CONTAINER_STARTED_EVENT
 STOPPED, DELETED = pb.CONTAINER_STOPPED_EVENT, pb.CONTAINER_DELETED_EVENT
@@ -23,7 +24,7 @@ def told_truly(daemon: Daemon) -> None:
     for container in runtime.ListContainers(pb.ListContainersRequest()).containers:
         answer = runtime.ContainerStatus(pb.ContainerStatusRequest(container_id=container.id, verbose=True))
         pid = json.loads(answer.info["info"])["pid"]
-        lives = pid > 0 and os.path.exists(f"/proc/{pid}")
+        lives = pid > 0 and start_time(pid) > 0
         assert lives == (answer.status.state in (pb.CONTAINER_CREATED, pb.CONTAINER_RUNNING)), answer.status
         assert answer.status.state != pb.CONTAINER_UNKNOWN
 

@@ -17,6 +17,7 @@ from sampan import network
 from sampan.errors import Corrupt, InvalidInput, NotFound, TimedOut
 from sampan.linux.namespaces import CLONE_NEWNET, setns
 from sampan.network import Attachment, Networks, PluginFailed, PortMapping, execution
+from sampan.runtime.state import start_time
 
 pytestmark = pytest.mark.root
 
@@ -168,13 +169,6 @@ class TestGoPlugins:
         assert nets.state.owners() == set()
 
 
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 class TestMisbehaviour:
     def attach(self, machine: Machine, nets: Networks) -> None:
         network.attach(nets, Attachment(container_id="pod", netns=machine.place().path))
@@ -197,7 +191,7 @@ class TestMisbehaviour:
         assert time.monotonic() - started < 5
         child = int((tmp_path / "child").read_text())
         deadline = time.monotonic() + 5
-        while _runs(child):  # who is killed may still be on its way out
+        while start_time(child):  # who is killed may still be on its way out
             assert time.monotonic() < deadline
 
     def test_a_child_that_keeps_the_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
