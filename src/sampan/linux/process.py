@@ -150,7 +150,7 @@ def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
 
 
 def sealed_memfd(name: str, content: bytes, *, cloexec: bool = True, executable: bool = False) -> int:
-    """A memory file of ``content`` that nobody, root included, can change any more (fcntl(2), F_ADD_SEALS)."""
+    """A memory file whose ``content`` nobody, root included, can change any more (fcntl(2), F_ADD_SEALS)."""
     import fcntl
 
     flags = os.MFD_ALLOW_SEALING | (os.MFD_CLOEXEC if cloexec else 0)

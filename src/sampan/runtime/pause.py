@@ -6,7 +6,7 @@ and SIGINT end it, and with it, by the kernel's rule for process 1, every proces
 
 from __future__ import annotations
 
-from sampan.linux.process import sealed_memfd
+from sampan.linux import readonly
 from sampan.linux.syscall import X86_64
 from sampan.runtime.stage2 import elf
 
@@ -48,7 +48,7 @@ _CODE = bytes.fromhex(
     "0f05"          # syscall
 )  # fmt: skip
 
-_memfd = -1
+_program = -1
 
 
 def available() -> bool:
@@ -57,8 +57,8 @@ def available() -> bool:
 
 
 def program() -> int:
-    """The program as a sealed memory file, made once; close-on-exec."""
-    global _memfd
-    if _memfd < 0:
-        _memfd = sealed_memfd("pause", elf(_CODE), executable=True)
-    return _memfd
+    """The program as a file that nobody can change, made once; close-on-exec."""
+    global _program
+    if _program < 0:
+        _program = readonly.program("pause", elf(_CODE))
+    return _program

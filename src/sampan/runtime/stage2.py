@@ -1,7 +1,7 @@
 """The trampoline: 300 bytes of program between the runtime and the container's own.
 
-Once a container is set up, its init does not execute the user's program but this one, from a sealed memory file.
-It waits for ``start`` where that is asked, executes the user's program, and reports why it could not. So:
+Once a container is set up, its init does not execute the user's program but this one, from a file that nobody can
+change. It waits for ``start`` where that is asked, executes the user's program, and reports why it could not. So:
 
 - /proc/self/exe of a created container is a file that nobody can write, never the host's interpreter
   (CVE-2019-5736);
@@ -23,7 +23,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-from sampan.linux.process import sealed_memfd
+from sampan.linux import readonly
 from sampan.linux.syscall import X86_64, fail, libc
 
 _BASE = 0x400000
@@ -138,7 +138,7 @@ def build(bpf: bytes = b"", flags: int = 0) -> bytes:
     return elf(_WAIT + _load_filter(flags, program) + _EXECUTE + header + bpf)
 
 
-_memfds: dict[tuple[bytes, int], int] = {}
+_programs: dict[tuple[bytes, int], int] = {}
 _MOST_KEPT = 16
 
 
@@ -148,19 +148,19 @@ def available() -> bool:
 
 
 def program(bpf: bytes = b"", flags: int = 0) -> int:
-    """The trampoline as a sealed memory file, made once for each filter; close-on-exec, shared by containers."""
+    """The trampoline as a file that nobody can change, made once for each filter; close-on-exec, shared by containers."""
     key = (bpf, flags)
-    fd = _memfds.get(key, -1)
+    fd = _programs.get(key, -1)
     if fd < 0:
-        while len(_memfds) >= _MOST_KEPT:
-            os.close(_memfds.pop(next(iter(_memfds))))
-        fd = _memfds[key] = sealed_memfd("sampan-init", build(bpf, flags), executable=True)
+        while len(_programs) >= _MOST_KEPT:
+            os.close(_programs.pop(next(iter(_programs))))
+        fd = _programs[key] = readonly.program("sampan-init", build(bpf, flags))
     return fd
 
 
 def made() -> list[int]:
     """The files that :func:`program` has made."""
-    return list(_memfds.values())
+    return list(_programs.values())
 
 
 def arguments(path: str, argv: list[str], *, fifo: int = -1, report: int = -1) -> list[str]:
