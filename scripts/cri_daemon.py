@@ -105,10 +105,12 @@ def private_daemon(bridge: str, subnet: str, kind: type[Any] = Daemon) -> Iterat
         try:
             yield daemon
         finally:
-            if daemon.process is not None and daemon.process.poll() is None:
-                daemon.remove_pods()
-            daemon.stop()
-            daemon.clean()
+            try:
+                if daemon.process is not None and daemon.process.poll() is None:
+                    daemon.remove_pods()
+            finally:
+                daemon.stop()
+                daemon.clean()
 
 
 @contextmanager

@@ -82,6 +82,22 @@ def test_memory_with_swap(daemon: Daemon) -> None:
     assert told(daemon, container).memory_swap_limit_in_bytes == 128 * MIB
 
 
+def test_what_an_update_leaves_out_stays_as_it_is_told(daemon: Daemon) -> None:
+    container = run(
+        daemon, memory_limit_in_bytes=64 * MIB, memory_swap_limit_in_bytes=96 * MIB, oom_score_adj=500, cpu_shares=100
+    )
+    update(daemon, container, cpuset_cpus="0")
+    update(daemon, container, memory_limit_in_bytes=128 * MIB, oom_score_adj=300)
+    now = told(daemon, container)
+    assert (now.oom_score_adj, now.cpu_shares, now.cpuset_cpus) == (500, 100, "0")
+    # A limit of memory alone is one of memory and swap.
+    assert now.memory_swap_limit_in_bytes == now.memory_limit_in_bytes == 128 * MIB
+    if cgroup.mode() != "v2":
+        assert value("memory", container, "memory.memsw.limit_in_bytes") == str(128 * MIB)
+    request = pb.ExecSyncRequest(container_id=container, cmd=["cat", "/proc/self/oom_score_adj"])
+    assert daemon.runtime.ExecSync(request).stdout == b"500\n"
+
+
 def test_shares_of_the_processor_are_told_as_they_are_in_force(daemon: Daemon) -> None:
     container = run(daemon, cpu_shares=1)
     assert told(daemon, container).cpu_shares == 2

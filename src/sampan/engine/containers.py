@@ -4,13 +4,14 @@ A container's end is recorded on disk by its monitor before anyone is told. ``se
 with its event; whoever looks first does it: the daemon's watch, a list, a command line.
 """
 
+import copy
 import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sampan.cgroup import open_group
 from sampan.engine import checks, limits, oci, volumes
@@ -20,6 +21,7 @@ from sampan.engine.records import Flights, new_id
 from sampan.engine.stats import ContainerStats
 from sampan.errors import (
     AlreadyExists,
+    Exhausted,
     InvalidInput,
     NotFound,
     SampanError,
@@ -29,7 +31,7 @@ from sampan.errors import (
     WrongState,
 )
 from sampan.linux import tree
-from sampan.shim.client import read_exit
+from sampan.shim.exits import Exit, read_exit
 from sampan.storage import mount as snapshot_mount
 
 if TYPE_CHECKING:
@@ -273,11 +275,21 @@ class Containers:
             return record
         if end is None:
             # The machine was started anew, and what lived in memory with it.
-            return self.finish(record.id, UNKNOWN_EXIT, "Unknown", time.time_ns())
-        if end.refusal:
-            return self.finish(record.id, START_FAILED, "StartError", end.finished_at, refusal=end.refusal)
-        reason = "OOMKilled" if end.oom_killed else "Completed" if end.exit_code == 0 else "Error"
-        return self.finish(record.id, end.exit_code, reason, end.finished_at, started_at=end.started_at)
+            end = Exit(exit_code=UNKNOWN_EXIT, finished_at=time.time_ns())
+            reason = "Unknown"
+        elif end.refusal:
+            reason = "StartError"
+        else:
+            reason = "OOMKilled" if end.oom_killed else "Completed" if end.exit_code == 0 else "Error"
+        exit_code = START_FAILED if end.refusal else end.exit_code
+        told: dict[str, Any] = {"started_at": end.started_at, "refusal": end.refusal}
+        try:
+            return self.finish(record.id, exit_code, reason, end.finished_at, **told)
+        except Exhausted:
+            # Who lists and asks learns it all the same; it is written down when the disk has room again.
+            record = copy.copy(record)
+            _end(record, exit_code, reason, end.finished_at, **told)
+            return record
 
     def finish(
         self,
@@ -305,18 +317,8 @@ class Containers:
             if record.state not in ("created", "running"):
                 return record
             if record.state == "created" and started_at:
-                # It ended before its start was recorded: the starter was slower, or was killed.
-                record.started_at = min(started_at, finished_at)
                 engine.events.append("started", container_id=record.id, pod_id=record.pod_id)
-            record.state = "exited"
-            record.exit_code = exit_code
-            record.reason = reason
-            record.message = refusal
-            record.finished_at = finished_at
-            if not refusal:
-                # A program may end before start() has written that it runs; the kernel ran it all the same.
-                record.started_at = record.started_at or record.created_at
-            record.pid = 0
+            _end(record, exit_code, reason, finished_at, started_at=started_at, refusal=refusal)
             engine.container_records.put(record.id, record)
             if reason == "OOMKilled":
                 engine.events.append("oom", container_id=record.id, pod_id=record.pod_id)
@@ -536,9 +538,26 @@ def _forgive_absence(call: Callable[[str], object], key: str) -> None:
         pass
 
 
+def _end(
+    record: ContainerRecord, exit_code: int, reason: str, finished_at: int, *, started_at: int, refusal: str
+) -> None:
+    if record.state == "created" and started_at:
+        # It ended before its start was recorded: the starter was slower, or was killed.
+        record.started_at = min(started_at, finished_at)
+    record.state = "exited"
+    record.exit_code = exit_code
+    record.reason = reason
+    record.message = refusal
+    record.finished_at = finished_at
+    record.pid = 0
+
+
 def _merged(old: Resources, new: Resources) -> Resources:
     values = {
         name: getattr(new, name) if getattr(new, name) not in (None, "", {}) else getattr(old, name)
         for name in Resources.__struct_fields__
     }
+    values["oom_score_adj"] = old.oom_score_adj  # a process's own, which is given to it at its start
+    if new.memory_limit and not new.memory_swap_limit and old.memory_swap_limit:
+        values["memory_swap_limit"] = new.memory_limit  # see limits.section
     return Resources(**values)

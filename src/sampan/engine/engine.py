@@ -202,6 +202,7 @@ class Engine:
         """
         from sampan.engine.recovery import recover
 
+        self.store.database.reserve()
         self._recovery = recover(self)
 
     def watch(self) -> None:

@@ -39,18 +39,20 @@ def held_capabilities() -> frozenset[str]:
     return frozenset(name for number, name in enumerate(NAMES) if mask >> number & 1)
 
 
-def _names(given: Iterable[str], field: str) -> set[str]:
+def _names(given: Iterable[str], field: str) -> tuple[set[str], bool]:
+    """Those that are named, and whether ALL is among them."""
     names: set[str] = set()
+    every = False
     for position, text in enumerate(given):
         name = text.upper()
         if name == "ALL":
-            names.update(NAMES)
+            every = True
             continue
         name = name if name.startswith("CAP_") else f"CAP_{name}"
         if name not in NAMES:
             raise InvalidInput(f'unknown capability "{text}"', field=f"{field}[{position}]", hint="see capabilities(7)")
         names.add(name)
-    return names
+    return names, every
 
 
 def capabilities(security: Security) -> dict[str, list[str]]:
@@ -63,16 +65,17 @@ def capabilities(security: Security) -> dict[str, list[str]]:
         InvalidInput: An unknown name.
     """
     held = held_capabilities()
-    drop = _names(security.drop_capabilities, "security.drop_capabilities")
-    add = _names(security.add_capabilities, "security.add_capabilities")
-    ambient = _names(security.add_ambient_capabilities, "security.add_ambient_capabilities")
+    drop, drop_all = _names(security.drop_capabilities, "security.drop_capabilities")
+    add, add_all = _names(security.add_capabilities, "security.add_capabilities")
+    ambient, ambient_all = _names(security.add_ambient_capabilities, "security.add_ambient_capabilities")
+    if ambient_all:
+        ambient = set(NAMES)
     if security.privileged:
         granted = set(held)
     else:
-        base = set() if "ALL" in (name.upper() for name in security.drop_capabilities) else set(DEFAULT_CAPABILITIES)
-        granted = ((base - drop) | add | ambient) & held
-        if "ALL" in (name.upper() for name in security.add_capabilities):
-            granted -= drop
+        # To drop all is to start from nothing; a name that is dropped is dropped from what is added, too.
+        base = set(NAMES) if add_all else set() if drop_all else set(DEFAULT_CAPABILITIES)
+        granted = ((base | add | ambient) - drop) & held
     ordered = [name for name in NAMES if name in granted]
     raised = [name for name in ordered if name in ambient]
     return {

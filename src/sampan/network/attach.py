@@ -5,14 +5,16 @@ executed. What was attached, with which configuration and result, is cached befo
 leaving needs nothing but the container's id: not the namespace, not the configuration as it is now.
 """
 
+import errno
 import hashlib
 import os
 import threading
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from sampan.errors import InvalidInput, NotFound, SampanError, Unsupported
+from sampan.errors import Exhausted, InvalidInput, NotFound, SampanError, StageFailed, Unsupported
 from sampan.network import leases, names, plugins
 from sampan.network.call import Call, Session, decode
 from sampan.network.config import Networks
@@ -357,9 +359,16 @@ def _cache_path(networks: Networks, owner: Owner) -> str:
 def _write_cache(networks: Networks, cached: cni.CachedResult) -> None:
     path = _cache_path(networks, Owner(cached.container_id, cached.if_name, cached.network_name))
     staged = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
-    with open(staged, "wb", opener=_private) as file:
-        file.write(msgspec.json.encode(cached))
-    os.rename(staged, path)
+    try:
+        with open(staged, "wb", opener=_private) as file:
+            file.write(msgspec.json.encode(cached))
+        os.rename(staged, path)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(staged)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Exhausted(f"{path}: no space is left", hint="free some, or run `sampan gc`") from None
+        raise StageFailed("record attachment", error, path=path) from None
 
 
 def _private(path: str, flags: int) -> int:

@@ -148,7 +148,7 @@ def available() -> bool:
 
 
 def program(bpf: bytes = b"", flags: int = 0) -> int:
-    """The trampoline as a file that nobody can change, made once for each filter; close-on-exec, shared by containers."""
+    """The trampoline, which nobody can change, made once for each filter; close-on-exec, shared by containers."""
     key = (bpf, flags)
     fd = _programs.get(key, -1)
     if fd < 0:

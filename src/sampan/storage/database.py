@@ -21,6 +21,9 @@ from typing import Any
 from sampan.errors import Exhausted, SampanError, TimedOut, Unsupported
 
 BUSY_SECONDS = 30.0
+#: SQLite copies its log into the database when that has 1000 pages, and begins anew.
+_LOG_BYTES = 1000 * 4096
+_RESERVE = "-reserve"
 
 #: The statements that lead from each schema version to the next; never edited once released.
 _MIGRATIONS: tuple[str, ...] = (
@@ -70,6 +73,21 @@ class _Connection(sqlite3.Connection):
         self.used = threading.RLock()
 
 
+class _Owned:
+    """What a thread has of its connection: it is closed with the thread, and not when the collector looks next.
+
+    A connection's cache of statements refers to the connection (CPython's sqlite3), which nothing else would undo.
+    """
+
+    def __init__(self, connection: _Connection) -> None:
+        self.connection = connection
+        self._pid = os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() == self._pid:  # a forked process loses its parent's threads, and not their files
+            self.connection.close()
+
+
 class Database:
     """The connections to one database file."""
 
@@ -81,17 +99,18 @@ class Database:
         self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
         #: Those of a forked process's parent: closing them in the child would act on the parent's files.
         self._inherited: list[sqlite3.Connection] = []
+        self._reserved = False
         self._migrate()
 
     def _connection(self) -> _Connection:
         local = self._local
         if getattr(local, "pid", None) != os.getpid():
             if getattr(local, "pid", None) is not None:
-                self._inherited.append(local.connection)
-            local.connection = self._connect()
+                self._inherited.append(local.owned.connection)
+            local.owned = _Owned(self._connect())
             local.pid = os.getpid()
             local.depth = 0
-        connection: _Connection = local.connection
+        connection: _Connection = local.owned.connection
         return connection
 
     def _connect(self) -> _Connection:
@@ -195,6 +214,27 @@ class Database:
         except sqlite3.Error as error:
             raise translate(error, self.path) from error
 
+    def reserve(self) -> None:
+        """Make the log as large as it ever becomes, for a process that keeps the database open from now on.
+
+        So a disk that is full keeps nobody from recording the end of a container, or a removal that makes room. The log
+        goes with the last connection: from :meth:`close` until the next time, a file keeps its room.
+        """
+        self._connection()  # or the log would go with the one that follows
+        self._reserved = True
+        with suppress(OSError):
+            os.unlink(f"{self.path}{_RESERVE}")
+        connection = self._connect()
+        try:
+            connection.execute("PRAGMA cache_size=10")
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("CREATE TABLE reserve (bytes BLOB)")
+            connection.execute("INSERT INTO reserve VALUES (zeroblob(?))", (_LOG_BYTES,))
+        except sqlite3.Error:
+            pass  # it is full already
+        finally:
+            connection.close()  # which takes the transaction back, and leaves the file as large as it has become
+
     def version(self) -> object:
         """Something that is equal for the same thread as long as nobody has changed anything.
 
@@ -211,9 +251,9 @@ class Database:
         if getattr(local, "pid", None) == os.getpid() and not local.depth:
             local.pid = None
             with self._lock:
-                self._open.discard(local.connection)
-            with local.connection.used:
-                local.connection.close()
+                self._open.discard(local.owned.connection)
+            with local.owned.connection.used:
+                local.owned.connection.close()
 
     def close(self) -> None:
         """Close the connections of every thread of this process, each as soon as its thread makes no use of it."""
@@ -224,6 +264,10 @@ class Database:
         for connection in connections:
             with connection.used:
                 connection.close()
+        if self._reserved:
+            self._reserved = False
+            with suppress(OSError), open(f"{self.path}{_RESERVE}", "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, _LOG_BYTES)
 
 
 def translate(error: sqlite3.Error, path: str) -> SampanError:

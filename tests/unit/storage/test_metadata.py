@@ -1,6 +1,8 @@
 """Names, records, leases, events: one database, many threads and processes."""
 
+import gc
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -21,6 +23,34 @@ def database(tmp_path: Path) -> Iterator[Database]:
     database = Database(str(tmp_path / "meta.db"))
     yield database
     database.close()
+
+
+def test_a_connection_ends_with_its_thread(database: Database) -> None:
+    gc.disable()  # which it must not take
+    try:
+        opened = []
+        for _ in range(5):
+            thread = threading.Thread(target=lambda: database.rows("SELECT 1"))
+            thread.start()
+            thread.join()
+            opened.append(len(os.listdir("/proc/self/fd")))
+        # SQLite keeps one for the next connection: closing it would give up the locks of the others.
+        assert set(opened) == {opened[0]}
+    finally:
+        gc.enable()
+
+
+def test_the_room_of_the_log_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "meta.db"
+    for _ in range(2):
+        database = Database(str(path))
+        database.reserve()
+        assert (tmp_path / "meta.db-wal").stat().st_size > 4_000_000
+        assert not (tmp_path / "meta.db-reserve").exists()
+        assert database.rows("SELECT name FROM sqlite_master WHERE name = 'reserve'") == []
+        database.close()
+        assert not (tmp_path / "meta.db-wal").exists()
+        assert (tmp_path / "meta.db-reserve").stat().st_size > 4_000_000
 
 
 def target(text: str) -> Descriptor:
