@@ -26,14 +26,16 @@ class Pod:
         path: The pod's folder.
         zygote: What forks the monitor.
         kind: ``native`` or ``external``.
+        standby: Seconds that a fork stays for the first container.
     """
 
-    def __init__(self, path: Path, zygote: Zygote, kind: str) -> None:
+    def __init__(self, path: Path, zygote: Zygote, kind: str, *, standby: float = 3) -> None:
         self.path = path
         self.kind = kind
         self.cgroup = f"/sampan-test-shim-{os.getpid()}/{path.name}"
         self.handler = {"type": kind, "root": str(path / "runtime"), "binary": RUNC}
-        self.pid = zygote.fork_monitor(path.name, str(path / "pod"), {"handler": self.handler})
+        options = {"handler": self.handler, "standby": standby}
+        self.pid = zygote.fork_monitor(path.name, str(path / "pod"), options)
         self.client = MonitorClient(str(path / "pod/control.sock"))
 
     @property

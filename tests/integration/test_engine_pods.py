@@ -385,9 +385,12 @@ def test_two_engines_see_each_others_work(here: World, engine: Engine) -> None:
 
 def test_a_hung_container_delays_no_list(here: World, engine: Engine) -> None:
     p = pod(engine)
-    cid = run(engine, p.id, container(here, "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"))
-    stopper = threading.Thread(target=engine.containers.stop, args=(cid, 1000))
+    script = "trap 'echo deaf > /told' TERM; while :; do sleep 0.1; done"
+    cid = run(engine, p.id, container(here, "sh", "-c", script))
+    stopper = threading.Thread(target=engine.containers.stop, args=(cid, 1000), daemon=True)
     stopper.start()
+    while engine.containers.exec_sync(cid, ["cat", "/told"]).exit_code:
+        pass  # the stop is not under way yet
     assert [c.state for c in engine.containers.list()] == ["running"]
     assert engine.containers.exec_sync(cid, ["true"]).exit_code == 0
     assert stopper.is_alive()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,16 @@ def test_a_hook_gets_the_whole_of_a_large_state_and_need_not_read_it(box: Box, t
     box.config["hooks"] = {"createRuntime": [_hook("exit 0"), _hook(f"cat > {tmp_path}/seen")]}
     box.discard(box.create("sleep", "100"))
     assert json.loads((tmp_path / "seen").read_text())["annotations"] == box.config["annotations"]
+
+
+def test_what_a_hook_makes_is_not_for_everybody_to_write(box: Box, tmp_path: Path) -> None:
+    (log := tmp_path / "log").mkdir(mode=0o777)
+    box.config["mounts"].append({"destination": "/log", "type": "bind", "source": str(log), "options": ["bind"]})
+    for kind in KINDS:
+        made = f"{'/log' if kind == 'startContainer' else log}/{kind}"
+        box.config.setdefault("hooks", {})[kind] = [_hook(f"mkdir {made}")]
+    assert box.run("true").status == 0
+    assert {kind: stat.S_IMODE((log / kind).stat().st_mode) for kind in KINDS} == dict.fromkeys(KINDS, 0o755)
 
 
 def test_a_hook_that_does_not_exist_is_named(box: Box) -> None:

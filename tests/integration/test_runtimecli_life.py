@@ -204,6 +204,8 @@ def test_exec(runtime: Runtime) -> None:
     assert "/typo: ENOENT" in runtime.run("exec", "--cwd", "/typo", "c1", "/bin/sh", code=255).stderr
     runtime.run("exec", "c1", code=255)
     assert "4294967295" in runtime.run("exec", "-u", "4294967295", "c1", "/bin/sh", code=255).stderr
+    assert runtime.run("exec", "-u", "010:011", "c1", "/bin/busybox", "id", "-u").stdout == "10\n"
+    assert "--user" in runtime.run("exec", "-u", "0x10", "c1", "/bin/busybox", "id", code=255).stderr
     runtime.run("exec", "--cap", "CAP_SYS_ADMIN", "c1", *shell, "/bin/busybox mount -t tmpfs x /tmp || true")
 
 

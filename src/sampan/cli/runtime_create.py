@@ -12,10 +12,12 @@ from sampan.errors import InvalidInput, SampanError, StageFailed
 from sampan.runtime.handler import Stdio
 from sampan.runtime.native import read_config
 from sampan.runtime.options import Options
+from sampan.runtime.state import StateDir
 from sampan.spec.runtime_config import validate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from sampan.runtime.handler import Created
@@ -56,7 +58,7 @@ def command_create(context: Context, parsed: Parsed) -> int:
 
 def command_start(context: Context, parsed: Parsed) -> int:
     """Let a created container's program run."""
-    _start(context, context.handler(), container_id(parsed), foreground=False)
+    _start(context, context.handler(), container_id(parsed))
     return 0
 
 
@@ -80,14 +82,15 @@ def command_run(context: Context, parsed: Parsed) -> int:
     try:
         if detach:
             keep(handler, name)
-            _start(context, handler, name, foreground=False)
+            _start(context, handler, name)
             return 0
         from sampan.cli.runtime_foreground import Foreground
 
         # Before the start, so that no signal is lost and the terminal has its size from the beginning.
         front = Foreground(created)
-        _start(context, handler, name, foreground=True)
+        finish = _start(context, handler, name, foreground=True)
         code = front.wait()
+        finish()
     except BaseException:
         handler.delete(name, force=True)
         raise
@@ -96,13 +99,18 @@ def command_run(context: Context, parsed: Parsed) -> int:
     return code
 
 
-def _start(context: Context, handler: NativeHandler, name: str, *, foreground: bool) -> None:
-    if "NOTIFY_SOCKET" in os.environ:
+def _start(context: Context, handler: NativeHandler, name: str, *, foreground: bool = False) -> Callable[[], None]:
+    """Start it; what is returned is to be called when it has ended, by who waits for that."""
+    if os.environ.get("NOTIFY_SOCKET"):
         from sampan.cli import runtime_notify
 
-        runtime_notify.start(context, handler, name, foreground=foreground)
-    else:
-        handler.start(name)
+        return runtime_notify.start(context, handler, name, foreground=foreground)
+    handler.start(name)
+    return _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 def _config(bundle: str) -> dict[str, Any]:
@@ -123,10 +131,10 @@ def _check(config: dict[str, Any], parsed: Parsed, *, detach: bool) -> None:
 def _create(context: Context, parsed: Parsed, name: str, bundle: str, config: dict[str, Any]) -> Created:
     options = process_options(context, parsed)
     listen_fds(config.get("process"), options)
-    if "NOTIFY_SOCKET" in os.environ:
+    if os.environ.get("NOTIFY_SOCKET"):
         from sampan.cli import runtime_notify
 
-        runtime_notify.offer(config, options, f"{context.root}/{name}")
+        runtime_notify.offer(config, options, StateDir(os.path.abspath(context.root), name))
     created = context.handler().create(name, bundle, Stdio.inherit(), config=config, options=options)
     for warning in created.warnings:
         context.report("warning", warning)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sampan.cli.runtime import Context, container_id
 from sampan.cli.runtime_create import check_console, listen_fds, process_options, send_pidfd, write_pid_file
-from sampan.cli.runtime_options import FLAG, LIST, NUMBER, VALUE, Option, Parsed, to_number
+from sampan.cli.runtime_options import FLAG, LIST, NUMBER, VALUE, Option, Parsed
 from sampan.cli.runtime_seal import seal_to_exec
 from sampan.errors import InvalidInput, SampanError
 from sampan.runtime.execute import confined
@@ -124,7 +124,9 @@ def _user(user: dict[str, Any], parsed: Parsed) -> dict[str, Any]:
 
 
 def _id(text: str, option: str) -> int:
-    number = to_number(text, option)
+    if not text.isdecimal():
+        raise InvalidInput(f"{text!r} is not a number", field=f"--{option}")
+    number = int(text)  # in decimal: 010 is ten, as runc has it
     # 2^32-1 means "no change" to the system calls: what is asked for would silently not happen (CVE-2024-40635).
     if not 0 <= number < 0xFFFFFFFF:
         raise InvalidInput(f"{text} is no user or group id", field=f"--{option}")

@@ -157,7 +157,8 @@ class Creation:
         self.directory.store(self.record)
         self.directory.write("config.json", dumps(config))
         if self.options.notify:
-            os.mkdir(self.directory.file(NOTIFY_FOLDER), 0o755)
+            os.mkdir(self.directory.file(NOTIFY_FOLDER))
+            os.chmod(self.directory.file(NOTIFY_FOLDER), 0o755)  # whatever the umask is
         filter_ = self._compile_filter(linux)
         self._plan = NamespacePlan(linux)
         self._mounts = prepare(config, self.bundle, users.namespace_of)

@@ -185,7 +185,9 @@ def _run_hooks(work: InitWork) -> None:
         work.program.channel.ask(ENVIRONMENT)
     if own:
         # The runtime's environment stays outside.
+        os.umask(0o022)  # what they make on the machine is not for everybody to write
         hooks.run("createContainer", own, {**work.state, "pid": os.getpid()}, [])
+        os.umask(0)
     late = kinds.get("startContainer") or []
     if late:
         # Their paths are the container's, and they run when it is started. What they need is loaded now.

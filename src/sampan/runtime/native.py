@@ -415,8 +415,8 @@ class NativeHandler:
         except StageFailed:
             try:
                 self.kill(directory.container_id, _SIGKILL)
-            except WrongState:
-                pass  # it has ended by itself
+            except SampanError:
+                pass  # it has ended by itself; what went wrong first is what counts
             raise
 
 

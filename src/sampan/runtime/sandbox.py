@@ -99,8 +99,8 @@ def create_sandbox(
         pause_cgroup: Its cgroup, made where missing; empty for the caller's.
         pause_resources: Limits of that cgroup, ``linux.resources``.
         systemd: ``pause_cgroup`` is "slice:prefix:name".
-        enter: The caller is a process that ends after this: it may enter the namespaces itself, and lend its memory to
-            the pause process, which saves a fork.
+        enter: The caller is a process that can be spared: it may enter the namespaces itself, which :func:`leave` takes
+            back, and lend its memory to the pause process, which saves a fork.
 
     Raises:
         InvalidInput: An unknown type, or a parameter of a namespace that is not the pod's.
@@ -136,11 +136,7 @@ def create_sandbox(
 
 
 def leave() -> None:
-    """Go back to the namespaces of the parent, for a process that :func:`create_sandbox` has let ``enter``.
-
-    Raises:
-        OSError: EINVAL before Linux 5.8.
-    """
+    """Go back to the namespaces of the parent, for a process that :func:`create_sandbox` has let ``enter``."""
     parent = pidfd_open(os.getppid())
     try:
         ns.setns(parent, ns.CLONE_NEWNET | ns.CLONE_NEWIPC | ns.CLONE_NEWUTS)

@@ -73,9 +73,9 @@ class StateDir:
             return
         for name in names:
             if name == NOTIFY_FOLDER:
-                from shutil import rmtree
+                from sampan.linux import tree
 
-                rmtree(self.file(name))  # a privileged container may have made its mount writable
+                tree.remove(self.file(name))  # a container that may mount can have made its mount writable
             else:
                 self.unlink(name)
         try:

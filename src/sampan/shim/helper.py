@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Work = Callable[[], tuple[dict[str, Any], list[int]]]
 
 #: Seconds that the fork which made a pod's namespaces stays for the pod's first container.
-_STANDBY = 3.0
+STANDBY = 3.0
 
 
 def run(work: Work) -> tuple[dict[str, Any], tuple[int, ...]]:
@@ -101,7 +101,7 @@ class Standby:
         self._channel = channel
 
     def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created | None:
-        """Let it make the container; None if it had ended before it was asked.
+        """Let it make the container; None if it ended before it began to.
 
         Raises:
             SampanError: The one that the handler raised.
@@ -112,6 +112,7 @@ class Standby:
         try:
             try:
                 number = self._channel.request(body, list(given.values()))
+                self._channel.receive()  # that it has heard
             except Unavailable:
                 return None
             frame = self._channel.reply_to(number)
@@ -124,21 +125,29 @@ class Standby:
         self._channel.close()
 
 
-def _stand_by(connection: _socket.socket, handler: Handler, leave: Callable[[], None], keep: tuple[int, ...]) -> None:
+def _stand_by(connection: _socket.socket, handler: Handler, keep: tuple[int, ...], seconds: float) -> None:
     """The fork's side of :class:`Standby`."""
-    leave()
     # Whoever waits for the end of what the monitor has open must not wait for us.
     program.close_others([connection.fileno(), *stage2.made(), *keep])
+    # A pause process is our child: of its end the monitor learns by ours.
+    _signal.signal(_signal.SIGCHLD, lambda *_: os._exit(0))
+    if _has_lost_child():
+        return
     channel = sockets.Channel(connection, "the monitor")
-    try:
-        frame = channel.receive(_STANDBY)
-    except TimeoutError:
-        # A request is refused from here on (EPIPE); one that was faster can still be read.
-        connection.shutdown(_socket.SHUT_RD)
-        frame = channel.receive()
+    frame = channel.receive(seconds)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    # Whoever asked when we were about to end learns by the silence that nothing has begun.
+    sockets.send(connection, frames.encode(frames.EVENT, frame.request, {}))
     body = frame.body
     stdio = Stdio(**dict(zip(body["streams"], frame.descriptors, strict=True)))
     _answer(connection, frame.request, _creation(lambda: handler.create(body["id"], body["bundle"], stdio)))
+
+
+def _has_lost_child() -> bool:
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
 
 
 class ForkingHandler:
@@ -148,10 +157,12 @@ class ForkingHandler:
         handler: The real one. It is made here and not in each fork, so that its modules are imported but once.
         light: Its ``kill`` and ``delete`` are a few system calls, and no program or service is asked.
         keep: Descriptors that its work needs.
+        standby: Seconds that a fork stays for :meth:`create`.
     """
 
-    def __init__(self, handler: Handler, *, light: bool, keep: tuple[int, ...] = ()) -> None:
+    def __init__(self, handler: Handler, *, light: bool, keep: tuple[int, ...] = (), standby: float = STANDBY) -> None:
         self._handler = handler
+        self._seconds = standby
         self._light = light
         self._keep = keep
         self._standby: Standby | None = None
@@ -165,10 +176,30 @@ class ForkingHandler:
         """
         if not self._light:
             return run(work)[0]
-        if self._standby is not None:
-            self._standby.dismiss()
-        channel, result = _fork(work, lambda connection: _stand_by(connection, self._handler, leave, self._keep))
-        self._standby = Standby(channel)
+        standby, self._standby = self._standby, None
+        if standby is not None:
+            standby.dismiss()
+        stays = False
+
+        def work_and_leave() -> tuple[dict[str, Any], list[int]]:
+            nonlocal stays
+            body, descriptors = work()
+            try:
+                leave()
+                stays = True
+            except OSError:
+                pass  # another fork makes the container
+            return {**body, "stays": stays}, descriptors
+
+        def stand_by(connection: _socket.socket) -> None:
+            if stays:
+                _stand_by(connection, self._handler, self._keep, self._seconds)
+
+        channel, result = _fork(work_and_leave, stand_by)
+        if result.body.pop("stays"):
+            self._standby = Standby(channel)
+        else:
+            channel.close()
         return result.body
 
     def create(self, container_id: str, bundle: str, stdio: Stdio) -> Created:

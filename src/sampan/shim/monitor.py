@@ -18,7 +18,7 @@ from sampan.runtime.state import start_time
 from sampan.shim import footprint
 from sampan.shim.container import Container, Settings
 from sampan.shim.exits import write_document
-from sampan.shim.helper import ForkingHandler
+from sampan.shim.helper import STANDBY, ForkingHandler
 from sampan.shim.journal import Journal
 from sampan.shim.loop import Loop
 from sampan.shim.podns import PodNamespaces
@@ -70,14 +70,15 @@ class Options:
     ``handler`` is ``{"type": "native", "root": ...}`` or ``{"type": "external", "binary": ..., "root": ...,
     "options": [...], "timeout": seconds}``, each with ``"systemd": true`` where systemd makes the cgroups;
     ``seccomp_cache`` of a native one is a folder for compiled filters, by default beside its root. ``log_max_line`` is
-    the length over which log lines are cut.
+    the length over which log lines are cut, ``standby`` the seconds that the fork which made a pod's namespaces stays.
     """
 
-    __slots__ = ("handler", "log_max_line")
+    __slots__ = ("handler", "log_max_line", "standby")
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.handler: dict[str, Any] = options.get("handler") or {"type": "native", "root": "/run/sampan/runtime"}
         self.log_max_line = int(options.get("log_max_line") or crilog.MAX_LINE)
+        self.standby = float(options.get("standby") or STANDBY)
 
     def make_handler(self) -> Handler:
         """The OCI runtime that is asked for."""
@@ -160,7 +161,8 @@ class Monitor:
     def _handler(self) -> ForkingHandler:
         if self._made_handler is None:
             light = self._options.handler.get("type") == "native" and not self._options.handler.get("systemd")
-            self._made_handler = ForkingHandler(self._options.make_handler(), light=light)
+            handler, standby = self._options.make_handler(), self._options.standby
+            self._made_handler = ForkingHandler(handler, light=light, standby=standby)
         return self._made_handler
 
     def _container(self, call: Call) -> Container:
