@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 from runtime_bundle import Box
 
-from runtime_failures import FailAt, everything
+from runtime_failures import FailAt, children, everything
 from sampan.cgroup import mode
 from sampan.errors import StageFailed
+from sampan.linux.syscall import libc
 from sampan.runtime import trace
 from sampan.runtime.options import Options
 from sampan.runtime.sandbox import create_sandbox, destroy_sandbox
@@ -39,21 +40,29 @@ Kind = Callable[[Box, Path], Options]
 
 
 class Notes:
-    """Names of steps, noted by this process and its children in memory that they share."""
+    """Names of steps, noted by this process and its children in memory that they share, one at a time (sem_init(3))."""
+
+    _START = 64
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 1 << 18)
         self._count = ctypes.c_uint32.from_buffer(self._memory)
+        self._turn = ctypes.byref(ctypes.c_char.from_buffer(self._memory, 16))
+        assert libc.sem_init(self._turn, 1, 1) == 0
 
     def __call__(self, name: str) -> None:
         line = name.encode() + b"\n"
-        start = 4 + self._count.value
+        while libc.sem_wait(self._turn):
+            pass  # EINTR
+        start = self._START + self._count.value
         self._memory[start : start + len(line)] = line
         self._count.value += len(line)
+        libc.sem_post(self._turn)
 
     def names(self) -> list[str]:
         """Each once, in order."""
-        return list(dict.fromkeys(self._memory[4 : 4 + self._count.value].decode().splitlines()))
+        written = self._memory[self._START : self._START + self._count.value]
+        return list(dict.fromkeys(written.decode().splitlines()))
 
 
 @pytest.fixture
@@ -265,9 +274,8 @@ def _steps(box: Box, options: Options) -> list[str]:
 
 def _clean(path: Path) -> None:
     if (path / "ns").exists():
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            pause = [int(pid) for pid in file.read().split()]
-        destroy_sandbox(str(path / "ns"), pause_pid=pause[0] if pause else 0)
+        found = [pid for pid in children() if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"/pause")]
+        destroy_sandbox(str(path / "ns"), pause_pid=found[0] if found else 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -282,7 +290,7 @@ def test_a_failure_at_any_step_leaves_nothing(box: Box, tmp_path: Path, kind: Ki
                 continue
             trace.hook = FailAt(name)
             with pytest.raises(StageFailed, match="injected") as caught:
-                box.create("sleep", "100", options=options)
+                box.discard(box.create("sleep", "100", options=options))
             trace.hook = None
             assert caught.value.stage == name
             assert _everything(box, options) == before, name
