@@ -146,3 +146,11 @@ class StageFailed(SampanError):
 
 class ProgramFailed(StageFailed):
     """A container's program is not there (ENOENT), or can't be executed."""
+
+
+def write_failed(stage: str, cause: OSError, *, path: str = "") -> Exhausted | StageFailed:
+    """The error for one of writing a file; a full disk is told apart. For the arguments see :class:`StageFailed`."""
+    if cause.errno in (_errno.ENOSPC, _errno.EDQUOT):
+        where = f" at {path}" if path else ""
+        return Exhausted(f"{stage}{where}: {cause.strerror}", hint="free some space, or run `sampan gc`")
+    return StageFailed(stage, cause, path=path)

@@ -90,7 +90,8 @@ def command_run(context: Context, parsed: Parsed) -> int:
         front = Foreground(created)
         finish = _start(context, handler, name, foreground=True)
         code = front.wait()
-        finish()
+        if finish is not None:
+            finish()
     except BaseException:
         handler.delete(name, force=True)
         raise
@@ -99,18 +100,16 @@ def command_run(context: Context, parsed: Parsed) -> int:
     return code
 
 
-def _start(context: Context, handler: NativeHandler, name: str, *, foreground: bool = False) -> Callable[[], None]:
-    """Start it; what is returned is to be called when it has ended, by who waits for that."""
+def _start(
+    context: Context, handler: NativeHandler, name: str, *, foreground: bool = False
+) -> Callable[[], None] | None:
+    """Start it; what is returned, if anything, is to be called when it has ended, by who waits for that."""
     if os.environ.get("NOTIFY_SOCKET"):
         from sampan.cli import runtime_notify
 
         return runtime_notify.start(context, handler, name, foreground=foreground)
     handler.start(name)
-    return _nothing
-
-
-def _nothing() -> None:
-    pass
+    return None
 
 
 def _config(bundle: str) -> dict[str, Any]:

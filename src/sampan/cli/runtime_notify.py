@@ -56,11 +56,12 @@ def offer(config: dict[str, Any], options: Options, directory: StateDir) -> None
     process["env"] = [*env, f"{_VARIABLE}={_INSIDE}/{_NAME}"]
 
 
-def start(context: Context, handler: NativeHandler, name: str, *, foreground: bool) -> Callable[[], None]:
+def start(context: Context, handler: NativeHandler, name: str, *, foreground: bool) -> Callable[[], None] | None:
     """Start a container, and pass its word on: return when it has said it or ended, or, in the foreground, at once.
 
     Returns:
-        What is to be called in the foreground when it has ended: its last word may be on its way.
+        What is to be called in the foreground when it has ended, if it was made for that: its last word may be on its
+        way.
     """
     directory = StateDir(handler.root, name)
     channel = _listen(directory.file(NOTIFY_FOLDER))
@@ -79,11 +80,7 @@ def start(context: Context, handler: NativeHandler, name: str, *, foreground: bo
         if _is_ready(channel, pidfd):
             _tell(context, pid)
             _wait_until_told(context)
-    return _nothing
-
-
-def _nothing() -> None:
-    pass
+    return None
 
 
 def _listen(folder: str) -> _socket.socket | None:

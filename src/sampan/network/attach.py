@@ -5,7 +5,6 @@ executed. What was attached, with which configuration and result, is cached befo
 leaving needs nothing but the container's id: not the namespace, not the configuration as it is now.
 """
 
-import errno
 import hashlib
 import os
 import threading
@@ -14,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from sampan.errors import Exhausted, InvalidInput, NotFound, SampanError, StageFailed, Unsupported
+from sampan.errors import InvalidInput, NotFound, SampanError, Unsupported, write_failed
 from sampan.network import leases, names, plugins
 from sampan.network.call import Call, Session, decode
 from sampan.network.config import Networks
@@ -366,9 +365,7 @@ def _write_cache(networks: Networks, cached: cni.CachedResult) -> None:
     except OSError as error:
         with suppress(OSError):
             os.unlink(staged)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Exhausted(f"{path}: no space is left", hint="free some, or run `sampan gc`") from None
-        raise StageFailed("record attachment", error, path=path) from None
+        raise write_failed("record attachment", error, path=path) from None
 
 
 def _private(path: str, flags: int) -> int:

@@ -22,10 +22,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol, Self
 
-from sampan.errors import AlreadyExists, Corrupt, Exhausted, InvalidInput, NotFound, StageFailed, TimedOut
+from sampan.errors import AlreadyExists, Corrupt, Exhausted, InvalidInput, NotFound, StageFailed, TimedOut, write_failed
 from sampan.spec.image import Descriptor, check_digest, digest_of
 from sampan.storage.database import Database
-from sampan.storage.ingest import Writer, write_failed
+from sampan.storage.ingest import Writer
 
 _CHUNK = 1 << 20
 _READ_LIMIT = 16 << 20

@@ -1,11 +1,10 @@
 """One blob on its way into the store: written, read by others meanwhile, checked and made visible."""
 
-import errno
 import hashlib
 import os
 from typing import TYPE_CHECKING, Self
 
-from sampan.errors import Corrupt, Exhausted, StageFailed, WrongState
+from sampan.errors import Corrupt, WrongState, write_failed
 from sampan.spec.image import Descriptor, check_digest
 
 if TYPE_CHECKING:
@@ -170,10 +169,3 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def write_failed(stage: str, error: OSError) -> Exhausted | StageFailed:
-    """The domain's error for one of writing content: a full disk is told apart."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Exhausted(f"{stage}: {error.strerror}", hint="free some space, or run `sampan gc`")
-    return StageFailed(stage, error)
