@@ -13,7 +13,8 @@
     ├── TimedOut                     exit 1    DEADLINE_EXCEEDED
     ├── Corrupt                      exit 1    DATA_LOSS            a digest or a size differs from what was promised
     └── StageFailed                  exit 1    INTERNAL             a system call failed: stage, call, path, errno
-        └── ProgramFailed            exit 1    INTERNAL             a container's program is not there, or can't run
+        ├── ProgramFailed            exit 1    INTERNAL             a container's program is not there, or can't run
+        └── ValueRefused             exit 1    INVALID_ARGUMENT     the kernel takes no such value
 
 Every error carries one line for a person: what object, which field or path, the cause; and, where there is one,
 ``hint``: the mend. Nothing below :mod:`sampan.cli` and :mod:`sampan.cri` catches them to print them.
@@ -146,6 +147,12 @@ class StageFailed(SampanError):
 
 class ProgramFailed(StageFailed):
     """A container's program is not there (ENOENT), or can't be executed."""
+
+
+class ValueRefused(StageFailed):
+    """A value from outside is one that this kernel takes not at all, or not here; ``hint`` names its field."""
+
+    grpc_code = "INVALID_ARGUMENT"
 
 
 def write_failed(stage: str, cause: OSError, *, path: str = "") -> Exhausted | StageFailed:

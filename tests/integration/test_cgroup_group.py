@@ -296,7 +296,7 @@ def test_a_meter_reads_until_the_group_is_gone(group: Group) -> None:
         (reading,) = readings.take([group.path], fresh=True)[1]
         assert not isinstance(reading, OSError)
         assert reading.usage.processes == 0
-        assert bool(readings.pressure(group.path)) == (mode() == "v2" and os.path.exists("/proc/pressure/cpu"))
+        assert bool(reading.usage.pressure) == (mode() == "v2" and os.path.exists("/proc/pressure/cpu"))
         group.remove()
     assert isinstance(readings.take([group.path], fresh=True)[1][0], FileNotFoundError)
 

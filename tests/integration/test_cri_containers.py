@@ -552,9 +552,13 @@ def test_sysctls_of_an_interface_are_set_once_it_is_there(daemon: World, users: 
     for name, value, part in (
         ("net.ipv4.conf.eth7.arp_ignore", "1", "no such interface"),
         ("net.ipv4.conf.eth0.arp_ignore", "many", "arp_ignore"),
+        ("net.ipv4.tcp_fin_timeout", "soon", "linux.sysctl"),
+        ("net.ipv4.there_is_none", "1", "no such parameter"),
     ):
         with pytest.raises(grpc.RpcError) as caught:
             run_with({name: value})
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert name in caught.value.details()
         assert part in caught.value.details()
         assert not daemon.runtime.ListPodSandbox(pb.ListPodSandboxRequest()).items
         assert not list(daemon.folder.glob("state/ns/*"))

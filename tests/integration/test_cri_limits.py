@@ -193,7 +193,7 @@ def test_lists_of_usage_are_of_the_last_second_and_one_container_is_looked_at_no
     (pod,) = daemon.runtime.ListPodSandboxStats(pb.ListPodSandboxStatsRequest()).stats
     assert pod.linux.process.process_count.value == 1
     assert pod.linux.containers[0].attributes == first.attributes
-    assert pod.linux.memory.usage_bytes == pod.linux.containers[0].memory.usage_bytes
+    assert pod.linux.memory.usage_bytes.value >= pod.linux.containers[0].memory.usage_bytes.value
     assert pod.HasField("linux")
     deadline = time.monotonic() + 20
     while listed().cpu.timestamp - first.cpu.timestamp < 1_000_000_000:
@@ -235,11 +235,51 @@ def test_a_container_that_rests_has_new_times_and_the_same_figures(daemon: Daemo
     busy, pod = listed()
     assert busy.cpu.usage_core_nano_seconds.value > resting.cpu.usage_core_nano_seconds.value
     assert busy.cpu.usage_nano_cores.value > 0
-    assert pod.linux.cpu.usage_core_nano_seconds == busy.cpu.usage_core_nano_seconds
+    assert pod.linux.cpu.usage_core_nano_seconds.value >= busy.cpu.usage_core_nano_seconds.value
     update(daemon, container, memory_limit_in_bytes=128 * MIB)
     changed, pod = listed()
     assert changed.memory.available_bytes.value == 128 * MIB - changed.memory.working_set_bytes.value
     assert pod.linux.containers[0].memory.available_bytes == changed.memory.available_bytes
+
+
+def test_what_a_container_used_stays_with_its_pod(daemon: Daemon) -> None:
+    container = run(daemon)
+    runtime = daemon.runtime
+    work = pb.ExecSyncRequest(container_id=container, cmd=["sh", "-c", "seq 100000 >/dev/null"])
+
+    def of_pod() -> pb.LinuxPodSandboxStats:
+        (pod,) = runtime.ListPodSandboxStats(pb.ListPodSandboxStatsRequest()).stats
+        alone: pb.LinuxPodSandboxStats
+        alone = runtime.PodSandboxStats(pb.PodSandboxStatsRequest(pod_sandbox_id=pod.attributes.id)).stats.linux
+        return alone
+
+    before = of_pod().cpu.usage_core_nano_seconds.value
+    runtime.ExecSync(work)
+    alive = of_pod()
+    used = alive.containers[0].cpu.usage_core_nano_seconds.value
+    assert alive.cpu.usage_core_nano_seconds.value >= before + used // 2
+    runtime.StopContainer(pb.StopContainerRequest(container_id=container))
+    ended = of_pod()
+    assert ended.cpu.usage_core_nano_seconds.value >= alive.cpu.usage_core_nano_seconds.value
+    (left,) = ended.containers
+    assert left.HasField("writable_layer")
+    assert not any(left.HasField(part) for part in ("cpu", "memory", "swap")), left
+    runtime.RemoveContainer(pb.RemoveContainerRequest(container_id=container))
+    assert of_pod().cpu.usage_core_nano_seconds.value >= alive.cpu.usage_core_nano_seconds.value
+
+
+def test_a_limit_that_the_kernel_refuses_is_the_requests_fault(daemon: Daemon) -> None:
+    container = run(daemon)
+    for given in ({"cpuset_cpus": "4000"}, {"cpuset_mems": "900"}):
+        with pytest.raises(grpc.RpcError) as caught:
+            update(daemon, container, **given)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        (key,) = given
+        assert f"linux.resources.cpu.{key.removeprefix('cpuset_')}" in caught.value.details()
+    daemon.remove_pods()
+    with pytest.raises(grpc.RpcError) as caught:
+        run(daemon, cpuset_cpus="4000")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @on_v2

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,6 +131,49 @@ def test_run_passes_signals_on(runtime: Runtime) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 5
     process.stdout.close()
+
+
+def test_every_signal_reaches_what_runs_in_the_foreground(runtime: Runtime) -> None:
+    """Those too by which a fault of the runtime's own would show, and those that end it where its output has gone."""
+    numbers = sorted(set(range(1, 65)) - {9, 17, 19, 28, 32, 33})
+    traps = "".join(f"trap 'echo {number}' {number}; " for number in numbers)
+    runtime.configure(shell=f"{traps}echo ready; while true; do /bin/busybox sleep 0.05; done")
+    process = subprocess.Popen(runtime.command("run", "c1"), cwd=runtime.bundle, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    for number in numbers:
+        process.send_signal(number)
+        assert process.stdout.readline() == b"%d\n" % number
+    runtime.run("kill", "c1", "KILL")
+    assert process.wait(10) == 128 + 9
+    process.stdout.close()
+
+
+def test_a_fault_of_the_runtimes_own_ends_it_though_it_passes_such_signals_on() -> None:
+    program = (
+        "import _signal, ctypes, os, sys\n"
+        "from sampan.linux import signals\n"
+        "fd = signals.receive({_signal.SIGSEGV, _signal.SIGUSR1})\n"
+        "os.kill(os.getpid(), 11); os.kill(os.getpid(), 10)\n"
+        "print(sorted(signals.take(fd)) == [(10, os.getpid()), (11, os.getpid())], signals.take(fd), flush=True)\n"
+        "ctypes.string_at(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.returncode) == ("True []\n", -signal.SIGSEGV)
+
+
+def test_a_created_container_is_ended_by_what_says_stop_alone(runtime: Runtime) -> None:
+    runtime.configure(shell="exec /bin/busybox sleep 1000")
+    subprocess.run(runtime.command("create", "c1"), cwd=runtime.bundle, stdin=-3, stdout=-3, stderr=-3, check=True)
+    pidfd = os.pidfd_open(runtime.state("c1")["pid"])
+    for name in ("USR1", "ALRM", "PIPE", "WINCH", "RTMIN", "PWR"):
+        runtime.run("kill", "c1", name)
+        assert not select.select([pidfd], [], [], 0.02)[0], name
+    assert runtime.state("c1")["status"] == "created"
+    runtime.run("kill", "c1", "HUP")
+    assert select.select([pidfd], [], [], 10)[0]
+    os.close(pidfd)
+    assert runtime.state("c1")["status"] == "stopped"
 
 
 def test_run_with_a_terminal(runtime: Runtime) -> None:

@@ -122,6 +122,30 @@ def test_each_command_in_each_state_ends_with_the_same_code(two: Two) -> None:
     assert two.both("delete", "c1").returncode == 1
 
 
+#: Command lines with values that are empty, or none of their kind.
+_VALUES = """
+    |exec -g x c1 true|exec -g 0x10 c1 true|exec -g 010 c1 true|exec -g -1 c1 true|exec -g '' c1 true
+    |exec -g 5,6 c1 true|exec --preserve-fds x c1 true|exec -u '' c1 true|exec -u x c1 true|exec -u 1: c1 true
+    |exec -u :1 c1 true
+    |exec --cwd '' c1 true|exec --cwd here c1 true|exec --apparmor '' c1 true|exec -p '' c1 true|exec -e '' c1 true
+    |exec -c '' c1 true|exec --cgroup '' c1 true|exec --pid-file '' c1 true|update --memory x c1|update --memory '' c1
+    |update --kernel-memory x c1|update --kernel-memory '' c1|update --kernel-memory 5m c1|update --cpu-quota '' c1
+    |update --cpu-quota x c1|update --kernel-memory-tcp x c1|update --cpuset-cpus '' c1|update --cpuset-cpus 4000 c1
+    |update --pids-limit '' c1|update --pids-limit x c1|update -r '' c1|kill c1 ''|kill c1 x|kill c1 65|ps -f '' c1
+    |list -f ''|events --interval '' --stats c1|events --interval 0 --stats c1|--log-format '' list|--rootless '' list
+"""
+
+
+@pytest.mark.slow
+def test_values_are_taken_and_refused_alike(two: Two) -> None:
+    two.configure("trap : TERM; while true; do sleep 0.1; done")
+    assert two.both("run", "-d", "c1", quiet=True).returncode == 0
+    assert two.both("exec", "c1", "true").returncode == 0
+    for line in _VALUES.strip().split("|"):
+        two.both(*_words(line))
+    assert two.both("exec", "c1", "true").returncode == 0
+
+
 def _words(command: str) -> list[str]:
     import shlex
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from sampan.cgroup import hierarchy
-from sampan.errors import StageFailed
+from sampan.errors import StageFailed, ValueRefused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from sampan.cgroup.oom import OomWatch
     from sampan.cgroup.usage import Meter
 
+#: How the kernel refuses a value: it is none, there is no such device, it is too large.
+_REFUSALS = frozenset((errno.EINVAL, errno.ENODEV, errno.ERANGE, errno.EOVERFLOW))
 #: signal(7); the signal module makes enumerations, which take a millisecond.
 SIGKILL = 9
 
@@ -175,12 +178,21 @@ class Group:
 
 
 def write(stage: str, path: str, value: str, *, field: str = "") -> None:
-    """Write a limit and name it in the error, with the field that asked for it."""
+    """Write a limit and name it in the error, with the field that asked for it.
+
+    Raises:
+        ValueRefused: Of a field's value, by the kernel.
+        StageFailed: It can't be written for another reason.
+    """
     try:
         hierarchy.write_file(path, value)
     except OSError as error:
         hint = f"asked for by linux.resources.{field}" if field else ""
-        raise StageFailed(f"set {stage} to {value!r}", error, path=path, hint=hint) from error
+        refused = error.errno in _REFUSALS
+        if error.errno == errno.EACCES:  # said of processors outside the parent's too (cpuset(7))
+            refused = os.access(path, os.W_OK)
+        kind = ValueRefused if field and refused else StageFailed
+        raise kind(f"set {stage} to {value!r}", error, path=path, hint=hint) from error
 
 
 def write_each(stage: str, path: str, values: list[str]) -> None:

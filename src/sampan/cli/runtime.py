@@ -72,7 +72,7 @@ class Context:
         self.log = parsed.value("log")
         if self.log:
             os.close(_open_log(self.log))  # an engine that looks for errors there would find none
-        form = parsed.value("log-format", "text")
+        form = parsed.value("log-format") or "text"
         if form not in ("text", "json"):
             raise InvalidInput(f"{form!r} is neither text nor json", field="--log-format")
         self.log_json = form == "json"
@@ -81,7 +81,7 @@ class Context:
         self.criu = parsed.value("criu")
         self.trace = parsed.flag("trace")
         self.trace_file = parsed.value("trace-file")
-        if parsed.value("rootless", "auto") not in ("true", "false", "auto"):
+        if parsed.value("rootless") not in ("", "true", "false", "auto"):
             raise InvalidInput("is none of true, false, auto", field="--rootless")
 
     @property

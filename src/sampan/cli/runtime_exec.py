@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sampan.cli.runtime import Context, container_id
 from sampan.cli.runtime_create import check_console, listen_fds, process_options, send_pidfd, write_pid_file
-from sampan.cli.runtime_options import FLAG, LIST, NUMBER, VALUE, Option, Parsed
+from sampan.cli.runtime_options import FLAG, LIST, NUMBER, NUMBERS, VALUE, Option, Parsed
 from sampan.cli.runtime_seal import seal_to_exec
 from sampan.errors import InvalidInput, SampanError
 from sampan.runtime.execute import confined
@@ -22,7 +22,7 @@ OPTIONS = {
         Option("env,e", LIST, "set an environment variable"),
         Option("tty,t", FLAG, "allocate a terminal"),
         Option("user,u", VALUE, "user: <uid>[:<gid>]"),
-        Option("additional-gids,g", LIST, "further group ids"),
+        Option("additional-gids,g", NUMBERS, "further group ids"),
         Option("process,p", VALUE, "file of the process, an OCI process object"),
         Option("detach,d", FLAG, "do not wait for the process"),
         Option("pidfd-socket", VALUE, "unix socket that gets a descriptor of the process (pidfd)"),

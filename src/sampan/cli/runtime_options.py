@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 #: Kinds of options.
-FLAG, VALUE, LIST, NUMBER = "flag", "value", "list", "number"
+FLAG, VALUE, LIST, NUMBER, NUMBERS = "flag", "value", "list", "number", "numbers"
 
 _TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))
 _FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
@@ -24,7 +24,8 @@ class Option:
 
     Args:
         names: Long name and, after a comma, a short one: ``bundle,b``.
-        kind: ``FLAG``, ``VALUE`` (the last one counts), ``LIST`` (all count), ``NUMBER``.
+        kind: ``FLAG``, ``VALUE`` (the last one counts), ``LIST`` (all count), ``NUMBER``, and
+            ``NUMBERS``, a list of decimal ones.
         text: What it is for, in a line of the help.
     """
 
@@ -54,7 +55,9 @@ class Parsed:
             if value not in _TRUE | _FALSE:
                 raise InvalidInput(f"{value!r} is neither true nor false", field=f"--{name}")
             self._flags[name] = value in _TRUE
-        elif option.kind == LIST:
+        elif option.kind in (LIST, NUMBERS):
+            if option.kind == NUMBERS and not value.removeprefix("-").isdecimal():
+                raise InvalidInput(f"{value!r} is not a decimal number", field=f"--{name}")
             self._lists.setdefault(name, []).append(value)
         else:
             if option.kind == NUMBER:
@@ -62,8 +65,8 @@ class Parsed:
             self._values[name] = value
 
     def given(self, name: str) -> bool:
-        """Whether the option is there at all."""
-        return name in self._flags or name in self._values or name in self._lists
+        """Whether the option is there and, as runc sees it, says something: an empty value is none."""
+        return name in self._flags or name in self._lists or bool(self.value(name))
 
     def flag(self, name: str) -> bool:
         """A flag; absent is false."""
@@ -75,7 +78,7 @@ class Parsed:
 
     def number(self, name: str, default: int = 0) -> int:
         """A number."""
-        return to_number(self._values[name], name) if name in self._values else default
+        return to_number(self._values[name], name) if self.given(name) else default
 
     def list(self, name: str) -> list[str]:
         """Every value of an option that may be repeated."""

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 #: Option -> (section and key of linux.resources, kind, text).
 _LIMITS: dict[str, tuple[str, str, str, str]] = {
     "blkio-weight": ("blockIO", "weight", NUMBER, "weight of block I/O, 10 to 1000"),
-    "cpu-period": ("cpu", "period", NUMBER, "CFS period in microseconds"),
-    "cpu-quota": ("cpu", "quota", NUMBER, "CFS quota in microseconds a period"),
-    "cpu-burst": ("cpu", "burst", NUMBER, "CFS burst in microseconds"),
-    "cpu-share": ("cpu", "shares", NUMBER, "weight among other containers"),
-    "cpu-rt-period": ("cpu", "realtimePeriod", NUMBER, "real-time period in microseconds"),
-    "cpu-rt-runtime": ("cpu", "realtimeRuntime", NUMBER, "real-time budget in microseconds a period"),
+    "cpu-period": ("cpu", "period", VALUE, "CFS period in microseconds"),
+    "cpu-quota": ("cpu", "quota", VALUE, "CFS quota in microseconds a period"),
+    "cpu-burst": ("cpu", "burst", VALUE, "CFS burst in microseconds"),
+    "cpu-share": ("cpu", "shares", VALUE, "weight among other containers"),
+    "cpu-rt-period": ("cpu", "realtimePeriod", VALUE, "real-time period in microseconds"),
+    "cpu-rt-runtime": ("cpu", "realtimeRuntime", VALUE, "real-time budget in microseconds a period"),
     "cpu-idle": ("cpu", "idle", NUMBER, "1: run only when nothing else does"),
     "cpuset-cpus": ("cpu", "cpus", VALUE, "processors: 0-2,7"),
     "cpuset-mems": ("cpu", "mems", VALUE, "memory nodes"),
@@ -38,6 +38,9 @@ _LIMITS: dict[str, tuple[str, str, str, str]] = {
 #: Of which 0 is a value like others in a file of resources, as runc has it.
 _ZERO_COUNTS = frozenset(("burst", "idle"))
 _SIZES = frozenset(("memory", "memory-reservation", "memory-swap"))
+_TEXTS = frozenset(("cpuset-cpus", "cpuset-mems"))
+#: Which kernels have no more: read and warned of, as runc does.
+_BYGONE = ("kernel-memory", "kernel-memory-tcp")
 
 OPTIONS = {
     "update": (
@@ -45,8 +48,7 @@ OPTIONS = {
             "resources,r", VALUE, "file of linux.resources, or - for standard input; other options are ignored then"
         ),
         *(Option(name, kind, text) for name, (_, _, kind, text) in _LIMITS.items()),
-        Option("kernel-memory", VALUE, "ignored: kernels have no such limit any more"),
-        Option("kernel-memory-tcp", VALUE, "ignored"),
+        *(Option(name, VALUE, "ignored: kernels have no such limit any more") for name in _BYGONE),
         Option("l3-cache-schema", VALUE, "Intel RDT schema"),
         Option("mem-bw-schema", VALUE, "Intel RDT schema"),
     ),
@@ -63,6 +65,9 @@ def command_update(context: Context, parsed: Parsed) -> int:
     for option in ("l3-cache-schema", "mem-bw-schema"):
         if parsed.given(option):
             raise InvalidInput("Intel RDT is not supported", field=f"--{option}")
+    for option in filter(parsed.given, _BYGONE):
+        size(parsed.value(option), option)
+        context.report("warning", f"--{option} is ignored: kernels have no such limit any more")
     resources = _read_resources(parsed.value("resources")) if parsed.given("resources") else limits(parsed)
     context.handler().update(name, resources)
     return 0
@@ -97,13 +102,13 @@ def _read_resources(path: str) -> dict[str, Any]:
 def limits(parsed: Parsed) -> dict[str, Any]:
     """The limits that the options name."""
     resources: dict[str, Any] = {}
-    for option, (section, key, kind, _) in _LIMITS.items():
+    for option, (section, key, _, _) in _LIMITS.items():
         if not parsed.given(option):
             continue
         if option in _SIZES:
             value: int | str = size(parsed.value(option), option)
         else:
-            value = parsed.number(option) if kind == NUMBER else parsed.value(option)
+            value = parsed.value(option) if option in _TEXTS else parsed.number(option)
         resources.setdefault(section, {})[key] = value
     return resources
 

@@ -75,7 +75,7 @@ def command_kill(context: Context, parsed: Parsed) -> int:
     name, *rest = parsed.operands
     if len(rest) > 1:
         raise InvalidInput("takes a container id and a signal", hint="see --help")
-    context.handler().kill(name, signal_number(rest[0] if rest else "TERM"), all=parsed.flag("all"))
+    context.handler().kill(name, signal_number("".join(rest) or "TERM"), all=parsed.flag("all"))
     return 0
 
 

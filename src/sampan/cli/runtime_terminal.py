@@ -7,8 +7,6 @@ import os
 import select
 import termios
 
-from sampan.linux.process import pidfd_open
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -42,41 +40,27 @@ class Relay:
         except OSError:
             pass  # the container's terminal is gone already
 
-    def run(self, pid: int) -> int:
-        """Carry bytes until the process has ended and its output is written; its wait status."""
-        pidfd = pidfd_open(pid)
-        try:
-            while True:
-                ready = self._ready(pidfd)
-                events = ready.get(self._master, 0)
-                if events & select.POLLOUT:
-                    self._to_container()
-                if events & ~select.POLLOUT:
-                    self._to_us()
-                if 0 in ready:
-                    self._take_input()
-                if pidfd in ready:
-                    return self._finish(pid)
-        finally:
-            os.close(pidfd)
-
-    def _ready(self, pidfd: int) -> dict[int, int]:
-        """Wait for something to do; no further input is read while what was read before has no room."""
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
+    def register(self, poll: select.poll) -> None:
+        """Have ``poll`` wait for something to carry; no input is read while what was read before has no room."""
         if self._terminal_open:
             poll.register(self._master, select.POLLIN | (select.POLLOUT if self._pending else 0))
         if self._input_open and not self._pending:
             poll.register(0, select.POLLIN)
-        return dict(poll.poll())
 
-    def _finish(self, pid: int) -> int:
-        from sampan.cli.runtime_foreground import reap_until
+    def carry(self, ready: dict[int, int]) -> None:
+        """Carry what there is, of what poll(2) found ready."""
+        events = ready.get(self._master, 0)
+        if events & select.POLLOUT:
+            self._to_container()
+        if events & ~select.POLLOUT:
+            self._to_us()
+        if 0 in ready:
+            self._take_input()
 
-        # What was written before the end is in the pty still; others may hold it open, so its end is not waited for.
+    def drain(self) -> None:
+        """Show what was written before the end; others may hold the terminal open, so its end is not waited for."""
         while self._to_us():
             pass
-        return reap_until(pid)
 
     def _to_us(self) -> bool:
         """Show what the container wrote; whether there may be more at once."""

@@ -76,7 +76,7 @@ class Figures:
             stats: The container's figures.
         """
         missing = (stats.cpu_nano_cores is None, stats.memory_available is None, stats.swap_available is None)
-        kind = (*missing, *stats.pressure)
+        kind = (stats.in_group, *missing, *stats.pressure)
         form = self._containers.get(kind)
         if form is None:
             form = self._containers[kind] = _Container(stats)
@@ -103,13 +103,10 @@ class _Container:
     def __init__(self, first: ContainerStats) -> None:
         message = self._message = pb.ContainerStats()
         self._file_system = message.writable_layer.fs_id
-        parts = (
-            (message.cpu, _CPU),
-            (message.memory, _MEMORY),
-            (message.swap, _SWAP),
-            (message.writable_layer, _LAYER),
-        )
-        self._places = _Places(parts, first)
+        layer = (message.writable_layer, _LAYER)
+        # A figure of 0 would be a counter that has gone back.
+        group = ((message.cpu, _CPU), (message.memory, _MEMORY), (message.swap, _SWAP)) if first.in_group else ()
+        self._places = _Places((*group, layer), first)
 
     def encode(self, stats: ContainerStats) -> bytes:
         self._places.fill(stats)

@@ -77,8 +77,7 @@ class Containers:
     def _create(self, name: str, pod: PodRecord, spec: ContainerSpec) -> ContainerRecord:
         from sampan.engine.creation import Creation
 
-        if pod.state != "ready":
-            raise WrongState(f"pod {pod.id[:12]} is {pod.state}")
+        self._check_ready(pod)
         existing = self._engine.container_records.named(name)
         if existing is not None and existing.state == "creating" and self._engine.locks.free(existing.id):
             # Whoever made it is gone, and it could not be taken down then.
@@ -94,7 +93,15 @@ class Containers:
         record = ContainerRecord(id=new_id(), pod_id=pod.id, spec=spec, created_at=time.time_ns())
         record.resources = spec.resources
         with self._engine.locks.hold(record.id):
-            return Creation(self._engine, pod, record, name).run()
+            try:
+                return Creation(self._engine, pod, record, name).run()
+            except (OSError, StageFailed, Unavailable):
+                self._check_ready(self._engine.pods.get(pod.id))  # stopped, or removed, meanwhile
+                raise
+
+    def _check_ready(self, pod: PodRecord) -> None:
+        if pod.state != "ready":
+            raise WrongState(f"pod {pod.id[:12]} is {pod.state}")
 
     def start(self, container_id: str) -> None:
         """Let a created container's program run.

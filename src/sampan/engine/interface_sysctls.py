@@ -1,6 +1,5 @@
 """Kernel parameters of a pod's interfaces, which are there only once its network is."""
 
-import errno
 import os
 
 from sampan import network
@@ -23,6 +22,7 @@ def apply(namespace: str, parameters: dict[str, str]) -> None:
         parameters: Of interfaces.
 
     Raises:
+        ValueRefused: The network has no such interface, or the kernel no such parameter or value.
         StageFailed: Names the parameter.
     """
     if not parameters:
@@ -40,10 +40,4 @@ def _apply_one(name: str, value: str) -> None:
     try:
         sysctl.apply({name: value})
     except OSError as error:
-        missing = error.errno == errno.ENOENT
-        raise StageFailed(
-            f"set sysctl {name} to {value!r}",
-            error,
-            path=f"/proc/sys/{path_of(name)}",
-            hint="the pod's network has no such interface, or the kernel no such parameter" if missing else "",
-        ) from error
+        raise StageFailed(f"set sysctl {name} to {value!r}", error, path=f"/proc/sys/{path_of(name)}") from error

@@ -44,6 +44,20 @@ def cgroup_path(driver: str, parent: str, leaf: str) -> str:
     return f"{parent.rstrip('/')}/{leaf}"
 
 
+def own_group(driver: str, pod: PodRecord) -> str:
+    """The path of the cgroup, among directories, that is for one pod; empty where it shares one with others."""
+    if driver != "systemd":
+        return pod.cgroup_path.rstrip("/")
+    if not pod.spec.cgroup_parent:
+        return ""
+    from sampan.cgroup.systemd import expand_slice
+
+    try:
+        return expand_slice(cgroup_path(driver, pod.cgroup_path, "").partition(":")[0]).rstrip("/")
+    except InvalidInput:  # nothing runs there, then
+        return ""
+
+
 class Pods:
     """The pods of one engine."""
 
@@ -230,6 +244,7 @@ class Pods:
         except Unavailable:
             self._tear_down_orphan(pod)
         engine.forget_monitor(pod.id)
+        engine.readings.forget(own_group(engine.config.cgroup_driver, pod))
         podfiles.remove(engine.layout.files(pod.id))
         if not pod.spec.cgroup_parent and engine.config.cgroup_driver == "cgroupfs":
             open_group(pod.cgroup_path).remove()
@@ -322,14 +337,14 @@ class Pods:
         if pod.state != "ready" or limit is None or limit <= 0:
             return
         limit += max(0, (overhead.memory_limit if overhead else None) or 0)
-        usage = self.stats(pod.id).memory_usage
+        usage = sum(container.memory_usage for container in self.stats(pod.id).containers)
         if usage > limit:
             raise InvalidInput(
                 f"{limit} is less than the {usage} bytes in use", field="resources.memory_limit_in_bytes"
             )
 
     def stats(self, pod_id: str) -> PodStats:
-        """Usage of the pod: its containers' sums, and its interfaces."""
+        """Usage of the pod, of its containers, and of its interfaces."""
         from sampan.engine.usage import container_stats, pod_stats
 
         timestamp, (reading,) = self.readings([self.get(pod_id)], fresh=True)

@@ -8,11 +8,10 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from sampan.cgroup import open_group
-from sampan.cgroup.hierarchy import layout
-from sampan.cgroup.usage import Meter, Pressure
+from sampan.cgroup.usage import Meter
 
 if TYPE_CHECKING:
     from sampan.cgroup.usage import Usage
@@ -25,9 +24,6 @@ _SHORTEST = 100_000_000
 _IDLE = 300_000_000_000
 #: Groups that are remembered; far more than a machine has pods.
 _MOST = 4096
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Reading(NamedTuple):
@@ -50,12 +46,14 @@ class Readings:
     """The last reading of each group. Threads may share one.
 
     Args:
-        systemd: Whether paths are ``slice:prefix:name``.
+        systemd: Whether paths may be ``slice:prefix:name``.
     """
 
     def __init__(self, *, systemd: bool) -> None:
-        self._meters: _Open[Meter] = _Open(lambda path: open_group(path, systemd=systemd).meter(), Meter.FILES)
-        self._pressures: _Open[Pressure] = _Open(lambda path: Pressure(f"{layout().unified}{path}"), Pressure.FILES)
+        def meter(path: str) -> Meter:
+            return open_group(path, systemd=systemd and not path.startswith("/")).meter()
+
+        self._meters = _Open(meter)
         self._last: dict[str, Reading] = {}
 
     def take(self, paths: Sequence[str], *, fresh: bool) -> tuple[int, list[Reading | OSError]]:
@@ -69,11 +67,10 @@ class Readings:
         before = [self._last.get(path) for path in paths]
         if not fresh and (young := _young(before, now)):
             return young[0].timestamp, [*young]
-        read = _whole if fresh else _soon
         found: list[Reading | OSError] = []
         for path, last in zip(paths, before, strict=True):
             try:
-                usage = self._meters.read(path, now, read)
+                usage = self._meters.read(path, now, complete=fresh)
             except OSError as error:
                 found.append(error)
                 continue
@@ -83,19 +80,9 @@ class Readings:
             found.append(reading)
         return now, found
 
-    def pressure(self, path: str) -> dict[str, dict[str, dict[str, float]]]:
-        """Pressure in a pod's cgroup, with whatever driver it was made; cgroup v1 tells none."""
-        if layout().mode != "v2" or not path.startswith("/"):
-            return {}
-        try:
-            return self._pressures.read(path, time.time_ns(), Pressure.read)
-        except FileNotFoundError:
-            return {}
-
     def forget(self, path: str) -> None:
         """For a group that is gone."""
         self._meters.drop(path)
-        self._pressures.drop(path)
         self._last.pop(path, None)
 
 
@@ -118,45 +105,37 @@ def _follow(last: Reading | None, now: int, usage: "Usage") -> Reading:
     return Reading(now, usage, max(0, (usage.cpu - cpu) * 1_000_000_000 // (now - began)), (now, usage.cpu))
 
 
-def _whole(meter: Meter) -> "Usage":
-    return meter.read()
+class _Open:
+    """Meters of groups by path, with their files open; those that nobody used for long go, and the oldest of too many:
+    a quarter of what a process may have open is for them.
 
-
-def _soon(meter: Meter) -> "Usage":
-    return meter.read(complete=False)
-
-
-class _Open(Generic[T]):
-    """Readers of groups by path, with their files open; those that nobody used for long go, and the oldest of too many.
-
-    A reader that goes while another thread reads with it is closed when that thread is done.
+    A meter that goes while another thread reads with it is closed when that thread is done.
 
     Args:
         make: Opens the files of a group.
-        files: How many they are at most; a quarter of what a process may have open is for them.
     """
 
-    def __init__(self, make: Callable[[str], T], files: int) -> None:
+    def __init__(self, make: Callable[[str], Meter]) -> None:
         self._make = make
-        self._most = min(_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // (4 * files))
-        self._known: dict[str, _Known[T]] = {}
+        self._most = min(_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // (4 * Meter.FILES))
+        self._known: dict[str, _Known] = {}
         self._lock = threading.Lock()
         self._swept = 0
 
-    def read(self, path: str, now: int, read: Callable[[T], R]) -> R:
-        """What the group says.
+    def read(self, path: str, now: int, *, complete: bool) -> "Usage":
+        """What the group says; see :meth:`Meter.read`.
 
         Raises:
             FileNotFoundError: It is not there.
         """
         try:
-            return read(self._get(path, now))
+            return self._get(path, now).read(complete=complete)
         except FileNotFoundError:
             # A group of the same path may have been made since its files were opened: a static pod's, for one.
             self.drop(path)
-            return read(self._get(path, now))
+            return self._get(path, now).read(complete=complete)
 
-    def _get(self, path: str, now: int) -> T:
+    def _get(self, path: str, now: int) -> Meter:
         known = self._known.get(path)
         if known is None:
             known = _Known(self._make(path))
@@ -164,7 +143,7 @@ class _Open(Generic[T]):
                 self._make_room(now)
                 self._known[path] = known
         known.used = now
-        return known.reader
+        return known.meter
 
     def drop(self, path: str) -> None:
         with self._lock:
@@ -178,9 +157,9 @@ class _Open(Generic[T]):
             del self._known[next(iter(self._known))]
 
 
-class _Known(Generic[T]):
-    __slots__ = ("reader", "used")
+class _Known:
+    __slots__ = ("meter", "used")
 
-    def __init__(self, reader: T) -> None:
-        self.reader = reader
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
         self.used = 0

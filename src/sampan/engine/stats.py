@@ -24,6 +24,8 @@ class ContainerStats(msgspec.Struct, kw_only=True, frozen=True):
 
     id: str
     timestamp: int
+    #: Whether it has a cgroup; the disk's is all that is known of one that has not, since it does not run.
+    in_group: bool = True
     cpu_usage_ns: int = 0
     cpu_nano_cores: int | None = None
     memory_usage: int = 0
@@ -47,7 +49,7 @@ class ContainerStats(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class PodStats(msgspec.Struct, kw_only=True, frozen=True):
-    """Usage of one pod: the sums over its containers, and its interfaces."""
+    """Usage of one pod, and of its containers and interfaces."""
 
     id: str
     timestamp: int

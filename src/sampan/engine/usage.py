@@ -6,18 +6,20 @@ told again with another time. One container by itself is looked at in full.
 """
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sampan.cgroup import open_group
 from sampan.engine.interfaces import interfaces
 from sampan.engine.model import ContainerRecord, PodRecord
+from sampan.engine.pods import own_group
 from sampan.engine.stats import ContainerStats, InterfaceStats, PodStats
 from sampan.errors import NotFound, StageFailed
 
 if TYPE_CHECKING:
     from sampan.cgroup.usage import Usage
     from sampan.engine.engine import Engine
+    from sampan.engine.readings import Reading
 
 #: States in which a container has a cgroup.
 _ALIVE = ("running", "created")
@@ -47,12 +49,21 @@ class ContainerReading(NamedTuple):
 
 
 class PodReading(NamedTuple):
-    """What the figures of a pod are made of, but for their time."""
+    """What the figures of a pod are made of, but for their time.
+
+    Attributes:
+        pod: The pod's record.
+        containers: Readings of its containers.
+        interfaces: Counters of its interfaces.
+        usage: What its own cgroup said; None where it has none, or shares one.
+        nano_cores: As a container's.
+    """
 
     pod: PodRecord
     containers: tuple[ContainerReading, ...]
     interfaces: tuple[InterfaceStats, ...]
-    pressure: dict[str, dict[str, dict[str, float]]]
+    usage: "Usage | None"
+    nano_cores: int | None
 
     @property
     def id(self) -> str:
@@ -98,7 +109,16 @@ def read_containers(
     Raises:
         StageFailed: There are no descriptors, or no memory, to read with: nothing is known of any.
     """
-    timestamp, said = engine.readings.take([r.cgroup_path for r in records if r.state in _ALIVE], fresh=fresh)
+    timestamp, found, _ = _read(engine, records, (), fresh=fresh, full=full)
+    return timestamp, found
+
+
+def _read(
+    engine: "Engine", records: Sequence[ContainerRecord], groups: Iterable[str], *, fresh: bool, full: bool
+) -> "tuple[int, list[ContainerReading], Iterator[Reading | OSError]]":
+    """Of containers see :func:`read_containers`; and what further cgroups said at that time."""
+    alive = [record.cgroup_path for record in records if record.state in _ALIVE]
+    timestamp, said = engine.readings.take([*alive, *groups], fresh=fresh)
     answers = iter(said)
     found = []
     for record in records:
@@ -108,7 +128,7 @@ def read_containers(
             continue
         usage, nano_cores = (answer.usage, answer.nano_cores) if answer else (None, None)
         found.append(ContainerReading(record, usage, nano_cores, _disk(engine, record, now=full)))
-    return timestamp, found
+    return timestamp, found, answers
 
 
 def read_pods(
@@ -118,16 +138,19 @@ def read_pods(
     of_pod: dict[str, list[ContainerReading]] = {pod.id: [] for pod in pods}
     records = engine.containers.list(pod_id=pods[0].id if len(pods) == 1 else "", settled=False)
     mine = [record for record in records if record.pod_id in of_pod]
-    timestamp, containers = read_containers(engine, mine, fresh=fresh, full=full)
+    groups = {pod.id: path for pod in pods if (path := own_group(engine.config.cgroup_driver, pod))}
+    timestamp, containers, answers = _read(engine, mine, groups.values(), fresh=fresh, full=full)
+    of_groups = {pod_id: each for pod_id, each in zip(groups, answers, strict=True) if not isinstance(each, OSError)}
     for reading in containers:
         of_pod[reading.record.pod_id].append(reading)
     networks = {pod.id: pod.namespace_paths.get("network", "") for pod in pods if pod.state == "ready"}
     seen = interfaces(filter(None, networks.values()))
-    pressure = engine.readings.pressure
-    return timestamp, [
-        PodReading(pod, tuple(own), seen.get(networks.get(pod.id, ""), ()), pressure(pod.cgroup_path) if own else {})
-        for pod, own in zip(pods, of_pod.values(), strict=True)
-    ]
+    found = []
+    for pod, own in zip(pods, of_pod.values(), strict=True):
+        answer = of_groups.get(pod.id)
+        usage, nano_cores = (answer.usage, answer.nano_cores) if answer else (None, None)
+        found.append(PodReading(pod, tuple(own), seen.get(networks.get(pod.id, ""), ()), usage, nano_cores))
+    return timestamp, found
 
 
 def pods_in_full(engine: "Engine", pods: Sequence[PodRecord]) -> Iterator[PodUsage]:
@@ -163,7 +186,12 @@ def container_stats(engine: "Engine", timestamp: int, reading: ContainerReading,
     mountpoint = f"{engine.config.root}/snapshots"
     if usage is None:
         return ContainerStats(
-            id=record.id, timestamp=timestamp, fs_used_bytes=used, fs_inodes=inodes, fs_mountpoint=mountpoint
+            id=record.id,
+            timestamp=timestamp,
+            in_group=False,
+            fs_used_bytes=used,
+            fs_inodes=inodes,
+            fs_mountpoint=mountpoint,
         )
     limit = record.resources.memory_limit or 0
     swap_limit = (record.resources.memory_swap_limit or limit) - limit
@@ -197,36 +225,45 @@ def _in_full(engine: "Engine", timestamp: int, reading: ContainerReading) -> Con
 
 
 def pod_stats(timestamp: int, reading: PodReading, containers: tuple[ContainerStats, ...]) -> PodStats:
-    """The figures of a pod: the sums of its containers', and its interfaces.
+    """The figures of a pod: its cgroup's, where processor time of containers that are gone is kept, or else the sums of
+    its containers'; and its interfaces.
 
     Args:
         timestamp: When it was read.
         reading: What was read.
         containers: The figures of its containers.
     """
+    usage = reading.usage
+    processes = sum(each.pids for each in containers)  # without the pause process, as containerd has it
+    if usage is not None:
+        return PodStats(
+            id=reading.pod.id,
+            timestamp=timestamp,
+            cpu_usage_ns=usage.cpu,
+            cpu_nano_cores=reading.nano_cores,
+            memory_usage=usage.memory,
+            memory_working_set=usage.working_set,
+            memory_rss=usage.rss,
+            page_faults=usage.faults[0],
+            major_page_faults=usage.faults[1],
+            pids=processes,
+            interfaces=reading.interfaces,
+            pressure=usage.pressure,
+            containers=containers,
+        )
     rates = [c.cpu_nano_cores for c in containers if c.cpu_nano_cores is not None]
-    cpu = memory = working_set = rss = faults = major_faults = pids = 0
-    for each in containers:
-        cpu += each.cpu_usage_ns
-        memory += each.memory_usage
-        working_set += each.memory_working_set
-        rss += each.memory_rss
-        faults += each.page_faults
-        major_faults += each.major_page_faults
-        pids += each.pids
     return PodStats(
         id=reading.pod.id,
         timestamp=timestamp,
-        cpu_usage_ns=cpu,
+        cpu_usage_ns=sum(each.cpu_usage_ns for each in containers),
         cpu_nano_cores=sum(rates) if rates else None,
-        memory_usage=memory,
-        memory_working_set=working_set,
-        memory_rss=rss,
-        page_faults=faults,
-        major_page_faults=major_faults,
-        pids=pids,
+        memory_usage=sum(each.memory_usage for each in containers),
+        memory_working_set=sum(each.memory_working_set for each in containers),
+        memory_rss=sum(each.memory_rss for each in containers),
+        page_faults=sum(each.page_faults for each in containers),
+        major_page_faults=sum(each.major_page_faults for each in containers),
+        pids=processes,
         interfaces=reading.interfaces,
-        pressure=reading.pressure,
         containers=containers,
     )
 

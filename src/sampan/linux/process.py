@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import select
 
 from sampan.linux.syscall import fail, held, libc, syscall
 
@@ -98,6 +99,13 @@ def clone3(flags: int, *, exit_signal: int = 17, cgroup_fd: int = -1) -> tuple[i
 def pidfd_open(pid: int) -> int:
     """A descriptor of process ``pid``; polls readable when it has ended."""
     return syscall(_SYS_PIDFD_OPEN, pid, 0, path=f"/proc/{pid}")
+
+
+def has_ended(pidfd: int, patience: int = 0) -> bool:
+    """Whether a process has ended, reaped or not; ``patience`` is how many milliseconds it is given for that."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(patience))
 
 
 def pidfd_send_signal(pidfd: int, signal: int) -> None:

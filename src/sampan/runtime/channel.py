@@ -13,14 +13,14 @@ import marshal
 import os
 import sys
 
-from sampan.errors import ProgramFailed, StageFailed
+from sampan.errors import ProgramFailed, StageFailed, ValueRefused
 from sampan.runtime import trace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: The child failed: (errno, text, stage, path, hint, whole message).
+#: The child failed: (errno, text, stage, path, hint, whole message, kind).
 FAILED = "F"
 #: An intermediate process made the init: (pid,).
 BORN = "B"
@@ -47,6 +47,7 @@ GO = "G"
 BESIDE = "D"
 
 _SIZE = 1 << 17
+_KINDS = {kind.__name__: kind for kind in (StageFailed, ProgramFailed, ValueRefused)}
 
 
 class Channel:
@@ -153,7 +154,8 @@ class Channel:
 
     def fail(self, error: BaseException) -> None:
         """Tell the other side why this one ends."""
-        hint, message, program = getattr(error, "hint", ""), "", isinstance(error, ProgramFailed)
+        hint, message = getattr(error, "hint", ""), ""
+        kind = type(error).__name__ if isinstance(error, StageFailed) else ""
         if isinstance(error, OSError):
             path = os.fsdecode(error.filename) if error.filename else ""
             fields = (error.errno or 0, error.strerror or str(error), trace.stage, trace.path or path, hint)
@@ -165,16 +167,15 @@ class Channel:
         try:
             if trace.enabled():
                 self.send(TRACE, trace.take())
-            self.send(FAILED, *fields, message, program)
+            self.send(FAILED, *fields, message, kind)
         except OSError:  # nobody listens any more
             pass
 
 
 def error_of(fields: tuple[Any, ...]) -> StageFailed:
     """The error that a FAILED message tells of."""
-    number, text, stage, path, hint, message, program = fields
-    kind = ProgramFailed if program else StageFailed
-    error = kind(stage, OSError(number, text), path=path, hint=hint)
+    number, text, stage, path, hint, message, kind = fields
+    error = _KINDS.get(kind, StageFailed)(stage, OSError(number, text), path=path, hint=hint)
     if message:
         error.message = message
     return error

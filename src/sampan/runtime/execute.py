@@ -7,12 +7,13 @@ there the process is set up as an init is (:mod:`sampan.runtime.program`).
 
 from __future__ import annotations
 
+import errno
 import os
 
 from sampan.cgroup import open_group
 from sampan.errors import StageFailed, WrongState
 from sampan.linux import namespaces as ns
-from sampan.linux.process import clone3, pidfd_open
+from sampan.linux.process import clone3, has_ended, pidfd_open
 from sampan.runtime import borrow, console, credentials, labels, program, scheduling, streams, trace
 from sampan.runtime import channel as talk
 from sampan.runtime.channel import Channel
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from sampan.runtime.state import StateDir
     from sampan.spec.runtime_types import Process, RuntimeConfig
 
+#: Milliseconds that it takes an init to end when it has begun to.
+_LAST_MS = 200
 _ROOT_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -50,6 +53,8 @@ def execute(
     except BaseException as error:
         stage, path = trace.stage, trace.path
         work.undo()
+        if isinstance(error, (OSError, StageFailed)) and work.is_void(error):
+            raise WrongState(f"container {record['id']!r} has just ended") from error
         if isinstance(error, OSError):
             raise StageFailed(stage, error, path=path) from error
         raise
@@ -361,6 +366,12 @@ class _Execution:
             talk.LIMITS: set_limits,
             talk.LISTENER: hand_listener,
         }
+
+    def is_void(self, error: OSError | StageFailed) -> bool:
+        """Whether it failed since the container's init has ended, or is about to: it has let go of its namespaces
+        (ESRCH of setns(2)), or has had all in its PID namespace killed, one that can't tell why.
+        """
+        return self._pidfd >= 0 and has_ended(self._pidfd, 0 if error.errno not in (errno.ESRCH, 0) else _LAST_MS)
 
     def undo(self) -> None:
         if self._launch is not None:

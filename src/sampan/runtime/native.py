@@ -13,7 +13,7 @@ import stat
 
 from sampan.cgroup import open_group
 from sampan.errors import InvalidInput, NotFound, ProgramFailed, SampanError, StageFailed, WrongState
-from sampan.linux.process import pidfd_open, pidfd_send_signal
+from sampan.linux.process import has_ended, pidfd_open, pidfd_send_signal
 from sampan.runtime import trace
 from sampan.runtime.handler import Created
 from sampan.runtime.options import Options
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 _LARGEST_CONFIG = 16 << 20
 _LOOK_MS, _START_LOOKS = 100, 600
 _SIGKILL = 9
-#: Those that end no process by default: 0, CHLD, CONT, STOP, TSTP, TTIN, TTOU, URG and WINCH (signal(7)).
-_HARMLESS = frozenset((0, 17, 18, 19, 20, 21, 22, 23, 28))
+#: Those that end a created container, as they do runc's: HUP, INT, QUIT, ILL, TRAP, ABRT, BUS, FPE, KILL, SEGV, TERM,
+#: STKFLT and SYS (signal(7)).
+_ENDS_CREATED = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 15, 16, 31))
+_STOP_OR_CONT = frozenset((18, 19))
 
 
 class NativeHandler:
@@ -174,7 +176,8 @@ class NativeHandler:
         """Signal the init, or with ``all`` each process of the container.
 
         SIGKILL ends a paused container too, and all of one without a PID namespace of its own: there the end of the
-        init is not the end of the others. A created container is ended by any signal that would end a process.
+        init is not the end of the others. A created container is ended by what says stop, or tells of a fault; others
+        leave it as it is.
 
         Raises:
             WrongState: The container has stopped.
@@ -182,9 +185,8 @@ class NativeHandler:
         directory = StateDir(self.root, container_id)
         record = directory.load()
         group = self._group(record)
-        if signal not in _HARMLESS and not record.get("foreign_pids") and self._waits(directory):
-            # The kernel keeps from process 1 what it does not handle, and one that waits handles nothing.
-            signal = _SIGKILL
+        if signal and self._waits(directory):
+            signal = _for_created(signal, is_first=not record.get("foreign_pids"))
         if all:
             group.kill(signal)
             return
@@ -512,13 +514,23 @@ def _kill_and_wait(pid: int, group: Group) -> None:
         except PermissionError:
             # A security module's verdict on signals; where the kernel kills a whole group it asks none.
             group.kill()
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.poll(10_000)
+        has_ended(pidfd, 10_000)
     except ProcessLookupError:
         pass
     finally:
         os.close(pidfd)
+
+
+def _for_created(signal: int, *, is_first: bool) -> int:
+    """What is sent to a container's process for ``signal`` while it waits to be started, and handles none itself.
+
+    Args:
+        signal: The one asked for.
+        is_first: It is process 1 of its namespace, from which the kernel keeps all that would end it but SIGKILL.
+    """
+    if signal in _ENDS_CREATED:
+        return _SIGKILL if is_first else signal
+    return signal if signal in _STOP_OR_CONT else 0
 
 
 def _end(group: Group, *, all: bool = False) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # the signal module brings enum
 import os
-import select
 
 from sampan.cgroup import open_group
 from sampan.errors import InvalidInput, StageFailed, Unsupported
@@ -27,6 +26,7 @@ from sampan.linux.process import (
     PR_SET_PDEATHSIG,
     clone3,
     close_range,
+    has_ended,
     pidfd_open,
     pidfd_send_signal,
     prctl,
@@ -284,14 +284,9 @@ class _Making:
             elif letter == talk.READY:
                 ready = True
             elif not letter:
-                if ready and self._lives():
+                if ready and not has_ended(self._pidfd):
                     return
                 raise StageFailed("set up sandbox", OSError(0, "its process ended without a word"))
-
-    def _lives(self) -> bool:
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return not poll.poll(0)
 
     def _pin(self, kind: str) -> str:
         path = f"{self.directory}/{_FILES[kind]}"
@@ -467,9 +462,7 @@ def _end(pid: int) -> None:
         return
     try:
         pidfd_send_signal(pidfd, 9)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.poll(10_000)
+        has_ended(pidfd, 10_000)
     except ProcessLookupError:
         pass
     finally:

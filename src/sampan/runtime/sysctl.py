@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import os
 
+from sampan.errors import ValueRefused
 from sampan.linux import mount as m
 from sampan.linux.resolve import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
 from sampan.runtime import trace
 from sampan.spec.sysctl_names import path_of
+
+#: How a parameter, or its value, is refused.
+_REFUSALS = (errno.ENOENT, errno.EINVAL, errno.ERANGE)
 
 
 def apply(parameters: dict[str, str]) -> None:
@@ -16,6 +20,10 @@ def apply(parameters: dict[str, str]) -> None:
 
     Through the runtime's /proc, before the pivot: in the container's, an image or another container could have
     put something else in the place of a file that is about to be written (CVE-2025-52881).
+
+    Raises:
+        ValueRefused: The kernel has no such parameter, or the parameter takes no such value.
+        OSError: See :mod:`sampan.runtime.trace` for the parameter.
     """
     if not parameters:
         return
@@ -28,10 +36,20 @@ def apply(parameters: dict[str, str]) -> None:
             path = path_of(name)
             trace.step(f"set sysctl {name} to {value!r}", f"/proc/sys/{path}")
             resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV
-            fd = openat2(base, path, os.O_WRONLY, resolve=resolve)
             try:
-                os.write(fd, value.encode())
-            finally:
-                os.close(fd)
+                fd = openat2(base, path, os.O_WRONLY, resolve=resolve)
+                try:
+                    os.write(fd, value.encode())
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                if error.errno not in _REFUSALS:
+                    raise
+                raise ValueRefused(trace.stage, error, path=trace.path, hint=_hint(error)) from error
     finally:
         os.close(base)
+
+
+def _hint(error: OSError) -> str:
+    missing = "; the kernel has no such parameter, or the network no such interface"
+    return "asked for by linux.sysctl" + (missing if error.errno == errno.ENOENT else "")

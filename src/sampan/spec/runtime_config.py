@@ -223,7 +223,7 @@ def _linux(config: dict[str, Any], sound: _Sound, faults: Faults) -> None:
     _names(config, kinds, sound, faults)
     _mappings(linux, kinds, sound, faults)
     _clocks(linux, kinds, sound, faults)
-    _sysctls(linux, kinds, sound, faults)
+    _sysctls(config, linux, kinds, sound, faults)
     _devices(linux, sound, faults)
     _net_devices(linux, kinds, sound, faults)
     _seccomp(sound.object(linux, "linux.seccomp"), sound, faults)
@@ -288,7 +288,9 @@ def _ranges(section: Any, path: str, sound: _Sound, faults: Faults) -> None:
                 faults.append((f"{where}.size", f"the range from {key} {one[key]} runs past the last id"))
 
 
-def _sysctls(linux: dict[str, Any], kinds: dict[str, str] | None, sound: _Sound, faults: Faults) -> None:
+def _sysctls(
+    config: dict[str, Any], linux: dict[str, Any], kinds: dict[str, str] | None, sound: _Sound, faults: Faults
+) -> None:
     for name in sound.object(linux, "linux.sysctl"):
         path = f"linux.sysctl[{name[:64]!r}]"
         plain = sysctl_names.dotted(name)
@@ -300,6 +302,8 @@ def _sysctls(linux: dict[str, Any], kinds: dict[str, str] | None, sound: _Sound,
             faults.append((path, "belongs to the whole machine, not to a namespace"))
         elif kinds is not None and kind not in kinds:
             faults.append((path, f"needs a {kind} namespace: it would change the host's"))
+        elif kind == "uts" and (key := plain.rpartition(".")[2]) and config.get(key):
+            faults.append((path, f"sets what {key} sets too"))
 
 
 def _devices(linux: dict[str, Any], sound: _Sound, faults: Faults) -> None:

@@ -187,6 +187,10 @@ class RemoteProgramFailure(RemoteFailure, errors.ProgramFailed):
     """The same of a container's program."""
 
 
+class RemoteRefusal(RemoteFailure, errors.ValueRefused):
+    """The same of a value that the kernel does not take."""
+
+
 def restore_error(body: dict[str, Any]) -> errors.SampanError:
     """The exception that an ``ERROR`` frame tells of."""
     name = str(body.get("error", ""))
@@ -196,6 +200,8 @@ def restore_error(body: dict[str, Any]) -> errors.SampanError:
         return RemoteFailure(body)
     if name in {"ProgramFailed", "RemoteProgramFailure"}:
         return RemoteProgramFailure(body)
+    if name in {"ValueRefused", "RemoteRefusal"}:
+        return RemoteRefusal(body)
     kind = getattr(errors, name, None)
     if not (isinstance(kind, type) and issubclass(kind, errors.SampanError)):
         return errors.SampanError(message, hint=hint)

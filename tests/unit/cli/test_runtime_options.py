@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sampan.cli.runtime_exec import _capabilities, cgroups
-from sampan.cli.runtime_options import FLAG, LIST, NUMBER, VALUE, Option, parse
+from sampan.cli.runtime_options import FLAG, LIST, NUMBER, NUMBERS, VALUE, Option, parse
 from sampan.cli.runtime_output import indented, table
 from sampan.cli.runtime_resources import OPTIONS, duration, limits, size
 from sampan.cli.runtime_spec import example
@@ -111,6 +111,22 @@ def test_limits_of_update() -> None:
         "cpu": {"quota": -1, "cpus": "0-1"},
         "pids": {"limit": 5},
     }
+
+
+def test_an_empty_value_is_none() -> None:
+    parsed = parse(OPTIONS["update"], ["c", "--memory", "", "--cpu-quota=", "--cpuset-cpus", "", "--pids-limit", "0"])
+    assert limits(parsed) == {"pids": {"limit": 0}}
+    assert (parsed.given("memory"), parsed.number("cpu-quota", 7)) == (False, 7)
+
+
+@pytest.mark.parametrize(("text", "taken"), [("10", True), ("010", True), ("-1", True), ("x", False), ("0x1", False)])
+def test_a_list_of_numbers_is_of_decimal_ones(text: str, taken: bool) -> None:
+    options = [Option("group,g", NUMBERS, "")]
+    if taken:
+        assert parse(options, ["-g", "1", "-g", text]).list("group") == ["1", text]
+        return
+    with pytest.raises(InvalidInput, match="--group"):
+        parse(options, ["-g", text])
 
 
 def test_added_capabilities_are_ambient_only_if_inheritable() -> None:

@@ -372,3 +372,12 @@ def test_no_broken_configuration_causes_a_traceback(config: dict[str, Any]) -> N
         validate(config)
     except InvalidInput:
         pass
+
+
+def test_a_name_is_not_set_twice() -> None:
+    config = _config()
+    config["linux"]["namespaces"] = [{"type": kind} for kind in ("mount", "uts")]
+    config["linux"]["sysctl"] = {"kernel.hostname": "one", "kernel/domainname": "one"}
+    validate(config)
+    config |= {"hostname": "other", "domainname": "other"}
+    assert _told(config) == {"linux.sysctl['kernel.hostname']", "linux.sysctl['kernel/domainname']"}
