@@ -101,8 +101,7 @@ REMOVE = [
 STOP_POD = [
     "sampan.network:detach before",
     "sampan.network:detach after",
-    "sampan.shim.client:MonitorClient.destroy_sandbox before",
-    "sampan.shim.client:MonitorClient.destroy_sandbox after",
+    "sampan.shim.client:MonitorClient.shutdown before",
     "sampan.shim.client:MonitorClient.shutdown after",
     "sampan.engine.podfiles:remove after",
     "sampan.engine.pods:Pods._tear_down after",

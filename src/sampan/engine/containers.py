@@ -92,12 +92,14 @@ class Containers:
             )
         record = ContainerRecord(id=new_id(), pod_id=pod.id, spec=spec, created_at=time.time_ns())
         record.resources = spec.resources
-        with self._engine.locks.hold(record.id):
-            try:
+        try:
+            with self._engine.locks.hold(record.id):
                 return Creation(self._engine, pod, record, name).run()
-            except (OSError, StageFailed, Unavailable):
-                self._check_ready(self._engine.pods.get(pod.id))  # stopped, or removed, meanwhile
-                raise
+        except (OSError, StageFailed, Unavailable):
+            # Is the pod being taken down? Whoever does that holds it until it is known.
+            with self._engine.locks.hold(pod.id):
+                self._check_ready(self._engine.pods.get(pod.id))
+            raise
 
     def _check_ready(self, pod: PodRecord) -> None:
         if pod.state != "ready":

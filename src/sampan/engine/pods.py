@@ -20,7 +20,7 @@ from sampan.engine.model import Metadata, PodRecord, PodSpec, Resources
 from sampan.engine.mounts import oci_mappings
 from sampan.engine.records import Flights
 from sampan.engine.stats import PodStats
-from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, Unavailable, WrongState
+from sampan.errors import AlreadyExists, InvalidInput, NotFound, SampanError, WrongState
 from sampan.runtime.sandbox import destroy_sandbox
 
 if TYPE_CHECKING:
@@ -237,11 +237,8 @@ class Pods:
         engine = self._engine
         if pod.spec.namespaces.network == "pod":
             network.detach(engine.networks, pod.id, netns_ends=True)
-        monitor = engine.monitor(pod.id)
-        try:
-            monitor.destroy_sandbox()
-            monitor.shutdown(force=True)
-        except Unavailable:
+        # With it what was made in the pod since its containers were ended.
+        if not engine.monitor(pod.id).shutdown(force=True):
             self._tear_down_orphan(pod)
         engine.forget_monitor(pod.id)
         engine.readings.forget(own_group(engine.config.cgroup_driver, pod))

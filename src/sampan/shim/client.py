@@ -161,10 +161,6 @@ class MonitorClient:
         body = {"op": "sandbox", "directory": directory, "kinds": list(kinds), "options": options}
         return self._call(body, SLOW)
 
-    def destroy_sandbox(self) -> None:
-        """Let go of the pod's namespaces; no error if there are none."""
-        self._call({"op": "destroy_sandbox"})
-
     def create(
         self,
         id: str,
@@ -343,10 +339,11 @@ class MonitorClient:
             raise
         return EventStream(channel)
 
-    def shutdown(self, *, force: bool = False) -> None:
+    def shutdown(self, *, force: bool = False) -> bool:
         """End the monitor, with its namespaces and, if forced, its running containers.
 
-        Returns when its socket is gone; no error if nobody listens.
+        Returns:
+            When its socket is gone, whether it did so; False if nobody listens, or it was killed on its way.
 
         Raises:
             WrongState: Containers are running.
@@ -354,13 +351,15 @@ class MonitorClient:
         try:
             channel = self._connect()
         except Unavailable:
-            return
+            return False
+        done = False
         try:
             _in_time(channel, {"op": "shutdown", "force": force}, (), PATIENCE)
+            done = True
             while True:
                 channel.receive(PATIENCE)
         except Unavailable:
-            return
+            return done
         finally:
             channel.close()
             self.close()

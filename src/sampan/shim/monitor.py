@@ -42,7 +42,6 @@ CRASH_NAME = "crash.txt"
 _OPERATIONS = {
     "info": "_info",
     "sandbox": "_create_sandbox",
-    "destroy_sandbox": "_destroy_sandbox",
     "create": "_create",
     "start": "_start",
     "exec": "_exec",
@@ -204,16 +203,12 @@ class Monitor:
             raise AlreadyExists(f"pod {self._pod_id} has its namespaces already")
         return self._sandbox.describe()
 
-    def _destroy_sandbox(self, _: Call) -> dict[str, Any]:
-        if self._sandbox is not None:
-            self._sandbox.destroy()
-            self._sandbox = None
-        return {}
-
     def _create(self, call: Call) -> dict[str, Any]:
         container_id = call.text("id")
         if not container_id or "/" in container_id or container_id in (".", ".."):
             raise InvalidInput("must be a name", field="id")
+        if self._on_empty is not None:
+            raise WrongState(f"pod {self._pod_id} is being taken down")
         if container_id in self._containers:
             raise AlreadyExists(f"pod {self._pod_id} has a container {container_id} already")
         settings = Settings(call, self._options.log_max_line)
@@ -410,7 +405,9 @@ class Monitor:
 
     def _end(self, call: Call) -> None:
         try:
-            self._destroy_sandbox(call)
+            if self._sandbox is not None:
+                self._sandbox.destroy()
+                self._sandbox = None
         except Exception as error:  # noqa: BLE001
             call.fail(error)
             return
