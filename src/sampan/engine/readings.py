@@ -107,7 +107,7 @@ def _follow(last: Reading | None, now: int, usage: "Usage") -> Reading:
 
 class _Open:
     """Meters of groups by path, with their files open; those that nobody used for long go, and the oldest of too many:
-    a quarter of what a process may have open is for them.
+    half of what a process may have open is for them.
 
     A meter that goes while another thread reads with it is closed when that thread is done.
 
@@ -117,7 +117,7 @@ class _Open:
 
     def __init__(self, make: Callable[[str], Meter]) -> None:
         self._make = make
-        self._most = min(_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // (4 * Meter.FILES))
+        self._most = min(_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // (2 * Meter.FILES))
         self._known: dict[str, _Known] = {}
         self._lock = threading.Lock()
         self._swept = 0
