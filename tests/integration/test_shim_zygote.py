@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -100,11 +101,23 @@ def test_threads_share_a_zygote(zygote: Zygote, tmp_path: Path) -> None:
 
 
 def test_a_zygote_that_was_killed_is_replaced(zygote: Zygote, tmp_path: Path) -> None:
+    pidfd = os.pidfd_open(zygote.pid)
     os.kill(zygote.pid, signal.SIGKILL)
+    assert select.select([pidfd], [], [], 10)[0]
+    os.close(pidfd)
+    zygote.fork_monitor("p", f"{tmp_path}/p")
+    MonitorClient(f"{tmp_path}/p/control.sock").shutdown()
+
+
+def test_a_zygote_that_is_killed_in_a_request_is_replaced_for_the_next(zygote: Zygote, tmp_path: Path) -> None:
+    zygote.fork_monitor("first", f"{tmp_path}/first")  # it has started
+    os.kill(zygote.pid, signal.SIGSTOP)
+    threading.Timer(0.2, os.kill, (zygote.pid, signal.SIGKILL)).start()
     with pytest.raises(errors.Unavailable):
         zygote.fork_monitor("p", f"{tmp_path}/p")
     zygote.fork_monitor("p", f"{tmp_path}/p")
-    MonitorClient(f"{tmp_path}/p/control.sock").shutdown()
+    for name in ("first", "p"):
+        MonitorClient(f"{tmp_path}/{name}/control.sock").shutdown()
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(zygote: Zygote) -> None:

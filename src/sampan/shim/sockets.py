@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _socket
 import os
+import select
 
 from sampan.errors import Exhausted, StageFailed, TimedOut, Unavailable
 from sampan.wire import frames
@@ -160,6 +161,12 @@ class Channel:
     def fileno(self) -> int:
         """To be polled for reading; -1 once closed."""
         return self._connection.fileno()
+
+    def ended(self) -> bool:
+        """Whether the peer is known to have ended."""
+        poll = select.poll()
+        poll.register(self._connection, 0)
+        return bool(poll.poll(0))
 
     def request(self, body: dict[str, Any], descriptors: Sequence[int] = ()) -> int:
         """Send a request; returns its id."""

@@ -189,13 +189,18 @@ class Zygote:
         with self._lock:
             if self._channel is None:
                 raise Unavailable("the zygote is closed")
+            if self._channel.ended():
+                self._replace()
             try:
                 return self._channel.call(body, descriptors, _PATIENCE)
             except (Unavailable, TimeoutError) as error:
                 # It may have been killed by an administrator, or for want of memory.
-                self._stop()
-                self._start()
+                self._replace()
                 raise Unavailable(f"the zygote did not answer and was started anew: {error}") from None
+
+    def _replace(self) -> None:
+        self._stop()
+        self._start()
 
     def _start(self) -> None:
         ours, its = sockets.packet_pair()
