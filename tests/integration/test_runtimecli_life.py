@@ -212,6 +212,24 @@ def test_a_program_that_reads_its_terminal_late_gets_all_of_it(runtime: Runtime,
         assert "200000" in runtime.run("run", "c1", stdin=typed, timeout=20).stdout
 
 
+def test_signals_pass_though_nobody_reads_what_the_terminal_says(runtime: Runtime) -> None:
+    shell = "trap 'exit 5' TERM; /bin/busybox yes & while true; do /bin/busybox sleep 0.05; done"
+    runtime.configure(shell=shell, terminal=True)
+    reading, writing = os.pipe()
+    process = subprocess.Popen(runtime.command("run", "c1"), cwd=runtime.bundle, stdin=-3, stdout=writing)
+    while select.select([], [writing], [], 0.5)[1]:  # until it has been full for that long
+        pass
+    pidfd = os.pidfd_open(runtime.state("c1")["pid"])
+    process.send_signal(signal.SIGTERM)
+    assert select.select([pidfd], [], [], 10)[0]
+    os.close(pidfd)
+    os.close(writing)
+    while os.read(reading, 65536):
+        pass
+    os.close(reading)
+    assert process.wait(10) == 5
+
+
 def test_a_console_socket_gets_the_terminal(runtime: Runtime) -> None:
     runtime.configure("tty", terminal=True)
     assert "--console-socket" in runtime.run("create", "c1", code=1).stderr

@@ -17,12 +17,14 @@ _CHUNK = 65536
 class Relay:
     """Carries bytes between our standard streams and the master side of a pty, which it closes."""
 
-    __slots__ = ("_input_open", "_master", "_pending", "_saved", "_terminal_open")
+    __slots__ = ("_input_open", "_master", "_pending", "_saved", "_terminal_open", "_unsaid")
 
     def __init__(self, master: int) -> None:
         self._master = master
         #: Read from our input, and not yet taken by the container's terminal.
         self._pending = b""
+        #: Read from the container's terminal, and not yet shown.
+        self._unsaid = b""
         self._input_open = True
         self._terminal_open = True
         self._saved: list[Any] | None = None
@@ -41,9 +43,13 @@ class Relay:
             pass  # the container's terminal is gone already
 
     def register(self, poll: select.poll) -> None:
-        """Have ``poll`` wait for something to carry; no input is read while what was read before has no room."""
+        """Have ``poll`` wait for something to carry; nothing further is read while what was read before has no room."""
+        if self._unsaid:
+            poll.register(1, select.POLLOUT)
         if self._terminal_open:
-            poll.register(self._master, select.POLLIN | (select.POLLOUT if self._pending else 0))
+            events = (0 if self._unsaid else select.POLLIN) | (select.POLLOUT if self._pending else 0)
+            if events:
+                poll.register(self._master, events)
         if self._input_open and not self._pending:
             poll.register(0, select.POLLIN)
 
@@ -52,29 +58,42 @@ class Relay:
         events = ready.get(self._master, 0)
         if events & select.POLLOUT:
             self._to_container()
-        if events & ~select.POLLOUT:
-            self._to_us()
+        if 1 in ready:
+            self._say()
+        elif events & ~select.POLLOUT:
+            self._hear()
         if 0 in ready:
             self._take_input()
 
     def drain(self) -> None:
         """Show what was written before the end; others may hold the terminal open, so its end is not waited for."""
-        while self._to_us():
-            pass
+        poll = select.poll()
+        poll.register(1, select.POLLOUT)
+        while self._unsaid or self._hear():
+            poll.poll()
+            self._say()
 
-    def _to_us(self) -> bool:
-        """Show what the container wrote; whether there may be more at once."""
+    def _hear(self) -> bool:
+        """Take what the container wrote; whether there was something."""
         try:
-            data = os.read(self._master, _CHUNK)
+            self._unsaid = os.read(self._master, _CHUNK)
         except BlockingIOError:
             return False
         except OSError:  # EIO: no process has the terminal
-            data = b""
-        _write(1, data)
-        if not data:
+            pass
+        if not self._unsaid:
             self._terminal_open = False
             self._pending = b""
-        return bool(data)
+        return bool(self._unsaid)
+
+    def _say(self) -> None:
+        """Show some of it: as much as the one who waits for signals meanwhile need not wait for (pipe(7))."""
+        try:
+            self._unsaid = self._unsaid[os.write(1, self._unsaid[: select.PIPE_BUF]) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._unsaid = b""  # the reader is gone; the process is not to be stopped by that
 
     def _take_input(self) -> None:
         try:
@@ -102,15 +121,6 @@ class Relay:
         if self._master >= 0:
             os.close(self._master)
             self._master = -1
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    try:
-        while view:
-            view = view[os.write(fd, view) :]
-    except OSError:
-        pass  # the reader is gone; the process is not to be stopped by that
 
 
 def _raw(mode: list[Any]) -> list[Any]:
