@@ -51,9 +51,9 @@ def test_the_session_keyring_is_the_callers_on_request(runtime: Runtime) -> None
     runtime.configure("cat", "/proc/keys")
     if "/proc/keys" not in str(list(Path("/proc").iterdir())):
         pytest.skip("this kernel has no keyrings")
-    assert "_ses.c1" in runtime.run("run", "c1").stdout
+    assert "_ses.c1:" in runtime.run("run", "c1").stdout
     # Under another name: the kernel collects the first one's keyring when it likes.
-    assert "_ses.c2" not in runtime.run("run", "--no-new-keyring", "c2").stdout
+    assert "_ses.c2:" not in runtime.run("run", "--no-new-keyring", "c2").stdout
 
 
 def test_exec_has_the_session_keyring_of_its_container(runtime: Runtime) -> None:
