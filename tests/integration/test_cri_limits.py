@@ -282,6 +282,20 @@ def test_a_limit_that_the_kernel_refuses_is_the_requests_fault(daemon: Daemon) -
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_a_refused_update_changes_nothing(daemon: Daemon) -> None:
+    container = run(daemon, cpu_shares=100, cpuset_cpus="0", cpuset_mems="0", memory_limit_in_bytes=64 * MIB)
+    before = told(daemon, container)
+    names = (("cpuset", "cpuset.cpus"), ("cpu", "cpu.shares"), ("memory", "memory.limit_in_bytes"))
+    if cgroup.mode() == "v2":
+        names = (("", "cpuset.cpus"), ("", "cpu.weight"), ("", "memory.max"))
+    files = [value(*name[:1], container, name[1]) for name in names]
+    for wrong in ({"cpuset_mems": "900"}, {"memory_limit_in_bytes": 1}, {"unified": {"memory.no": "1"}}):
+        with pytest.raises(grpc.RpcError):
+            update(daemon, container, **{"cpu_shares": 500, "cpuset_cpus": "0-1", **wrong})
+        assert [value(*name[:1], container, name[1]) for name in names] == files
+    assert told(daemon, container) == before
+
+
 @on_v2
 def test_pressure_is_told(daemon: Daemon) -> None:
     run(daemon)

@@ -76,8 +76,10 @@ def test_containers_of_a_pod_that_goes(daemon: Daemon, turn: int) -> None:
 
     def make(pod: str) -> str:
         try:
-            for number in range(10):
-                create(daemon, pod, f"c{number}", "sleep 1000")
+            for number in range(6):
+                container = create(daemon, pod, f"c{number}", "sleep 1000")
+                daemon.runtime.StartContainer(pb.StartContainerRequest(container_id=container))
+                daemon.runtime.ExecSync(pb.ExecSyncRequest(container_id=container, cmd=["true"]))
         except grpc.RpcError as error:
             return "" if error.code() in _GONE else f"{error.code()}: {error.details()}"
         return ""
@@ -93,3 +95,12 @@ def test_containers_of_a_pod_that_goes(daemon: Daemon, turn: int) -> None:
     with ThreadPoolExecutor(2 * len(pods)) as pool:
         work = [pool.submit(one, pod) for pod in pods for one in (make, remove)]
         assert [fault for one in work if (fault := one.result(60))] == []
+    assert not list(daemon.folder.glob("state/pods/*"))
+
+
+def test_a_pod_ends_though_somebody_looks_into_its_network(daemon: Daemon) -> None:
+    pod = run_pod(daemon)
+    with open(f"{daemon.folder}/state/ns/{pod}/net", "rb"):
+        daemon.runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod))
+        daemon.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
+    assert not list(daemon.folder.glob("state/ns/*"))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shim_pods import Pod, ended, ready
+from shim_pods import Pod, ended, process, ready
 
 from sampan import errors
 from sampan.linux.process import PR_SET_CHILD_SUBREAPER, prctl
@@ -200,6 +200,24 @@ os.kill(os.getpid(), 9)
     os.close(writing)
     assert " stdout F got it\n" in (tmp_path / "one.log").read_text()
     client.shutdown(force=True)
+
+
+@pytest.mark.timeout(30)  # who waits for itself does so for ten seconds each turn
+def test_a_monitor_ends_with_what_runs_in_a_shared_pid_namespace(zygote: Zygote, tmp_path: Path) -> None:
+    """The pause process ends when the monitor has reaped the others: nothing may wait for it before."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for turn in range(4):
+        pod = Pod(tmp_path / str(turn), zygote, "native")
+        made = pod.client.sandbox(
+            str(pod.path / "ns"), ["network", "ipc", "uts"], pause=True, pause_cgroup=f"{pod.cgroup}/pause"
+        )
+        namespaces = [{"type": "mount"}, *({"type": kind, "path": path} for kind, path in made["paths"].items())]
+        pod.run("one", "sleep 1000", namespaces=namespaces)
+        for _ in range(3):
+            pod.client.exec("one", process("/bin/sleep", "1000"), stdin=null, stdout=null, stderr=null)
+        pod.close()
+        assert not list((pod.path / "ns").glob("*"))
+    os.close(null)
 
 
 def test_containers_share_the_namespaces_of_a_pod(zygote: Zygote, tmp_path: Path) -> None:

@@ -110,10 +110,14 @@ class Group:
         """The directory in the unified hierarchy, for CLONE_INTO_CGROUP; -1 where there is none. The caller closes."""
         return -1
 
-    def set(self, resources: dict[str, Any]) -> None:
+    def set(self, resources: dict[str, Any], *, undo: bool = False) -> None:
         """Set the limits named by ``linux.resources`` of the runtime specification; absent keys stay as they are.
 
         ``devices`` is not looked at: see :meth:`set_devices`.
+
+        Args:
+            resources: The limits.
+            undo: If one is refused, give the others their former values back, as far as a file tells its value.
         """
         raise NotImplementedError
 
@@ -193,6 +197,32 @@ def write(stage: str, path: str, value: str, *, field: str = "") -> None:
             refused = os.access(path, os.W_OK)
         kind = ValueRefused if field and refused else StageFailed
         raise kind(f"set {stage} to {value!r}", error, path=path, hint=hint) from error
+
+
+class Former:
+    """What files of limits said before they were written."""
+
+    __slots__ = ("_said",)
+
+    def __init__(self) -> None:
+        self._said: list[tuple[str, str]] = []
+
+    def keep(self, path: str) -> None:
+        """Keep what a file says; one that has a line for each device can't be put back, and isn't."""
+        try:
+            text = hierarchy.read_file(path).strip()
+        except OSError:
+            return
+        if text and "\n" not in text:
+            self._said.append((path, text))
+
+    def restore(self) -> None:
+        """Put all back, the last first: the kernel may have taken one for the sake of another."""
+        for path, text in reversed(self._said):
+            try:
+                hierarchy.write_file(path, text)
+            except OSError:
+                continue
 
 
 def write_each(stage: str, path: str, values: list[str]) -> None:

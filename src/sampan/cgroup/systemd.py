@@ -146,7 +146,7 @@ class SystemdGroup(Group):
     def fd(self) -> int:
         return self._inner.fd()
 
-    def set(self, resources: dict[str, Any]) -> None:
+    def set(self, resources: dict[str, Any], *, undo: bool = False) -> None:
         v2 = hierarchy.layout().mode == "v2"
         if v2:
             from sampan.cgroup.v2_limits import check
@@ -157,7 +157,7 @@ class SystemdGroup(Group):
             with _Systemd() as systemd:
                 systemd.set_properties(self._unit.unit, found)
         # systemd rounds, and does not know every limit.
-        self._inner.set(resources)
+        self._inner.set(resources, undo=undo)
         self._limits = resources
 
     def set_devices(self, rules: list[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ import os
 import time
 
 from sampan.cgroup import devices, hierarchy, v1_limits, v1_stats
-from sampan.cgroup.group import SIGKILL, Group, Joiner, signal_pids, write, write_each
+from sampan.cgroup.group import SIGKILL, Former, Group, Joiner, signal_pids, write, write_each
 from sampan.cgroup.oom import OomWatch
 from sampan.errors import InvalidInput, StageFailed, TimedOut, Unsupported
 
@@ -117,8 +117,14 @@ class GroupV1(Group):
         except OSError as error:
             raise StageFailed("open cgroup", error) from error
 
-    def set(self, resources: dict[str, Any]) -> None:
-        v1_limits.apply(self._directories, resources)
+    def set(self, resources: dict[str, Any], *, undo: bool = False) -> None:
+        former = Former() if undo else None
+        try:
+            v1_limits.apply(self._directories, resources, former)
+        except BaseException:
+            if former is not None:
+                former.restore()
+            raise
         huge = resources.get("hugepageLimits") and "hugetlb" not in self._directories
         if "" in self._directories and (huge or resources.get("unified")):
             self._limited_there = True

@@ -9,7 +9,7 @@ import errno
 import os
 
 from sampan.cgroup import hierarchy
-from sampan.cgroup.group import write
+from sampan.cgroup.group import Former, write
 from sampan.errors import InvalidInput, StageFailed, Unsupported
 
 TYPE_CHECKING = False
@@ -22,10 +22,11 @@ _UNLIMITED = -1
 class _Files:
     """Writes to the controllers of one group."""
 
-    __slots__ = ("directories",)
+    __slots__ = ("directories", "former")
 
-    def __init__(self, directories: dict[str, str]) -> None:
+    def __init__(self, directories: dict[str, str], former: Former | None = None) -> None:
         self.directories = directories
+        self.former = former
 
     def path(self, controller: str, name: str, field: str) -> str:
         directory = self.directories.get(controller)
@@ -40,6 +41,8 @@ class _Files:
 
     def put(self, controller: str, name: str, value: object, field: str) -> None:
         path = self.path(controller, name, field)
+        if self.former is not None:
+            self.former.keep(path)
         try:
             write(f"cgroup {name}", path, str(value), field=field)
         except StageFailed as error:
@@ -48,9 +51,9 @@ class _Files:
             raise
 
 
-def apply(directories: dict[str, str], resources: dict[str, Any]) -> None:
-    """Write every limit that ``resources`` names."""
-    files = _Files(directories)
+def apply(directories: dict[str, str], resources: dict[str, Any], former: Former | None = None) -> None:
+    """Write every limit that ``resources`` names; ``former`` keeps what the files said before."""
+    files = _Files(directories, former)
     cpu = resources.get("cpu") or {}
     _cpuset(files, cpu)
     _memory(files, resources.get("memory") or {})
@@ -83,11 +86,14 @@ def _cpuset(files: _Files, cpu: dict[str, Any]) -> None:
 
 
 def _cpu(files: _Files, cpu: dict[str, Any]) -> None:
+    idle = cpu.get("idle")
+    if idle == 0:  # an idle group takes no shares
+        files.put("cpu", "cpu.idle", idle, "cpu.idle")
     if cpu.get("shares"):
         files.put("cpu", "cpu.shares", cpu["shares"], "cpu.shares")
         _check_shares(files, cpu["shares"])
-    if cpu.get("idle") is not None:
-        files.put("cpu", "cpu.idle", cpu["idle"], "cpu.idle")
+    if idle:
+        files.put("cpu", "cpu.idle", idle, "cpu.idle")
     _real_time(files, cpu)
     _bandwidth(files, cpu)
 

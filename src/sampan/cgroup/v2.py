@@ -10,7 +10,7 @@ import select
 import time
 
 from sampan.cgroup import device_program, devices, hierarchy, v2_limits, v2_stats
-from sampan.cgroup.group import SIGKILL, Group, Joiner, signal_pids, write
+from sampan.cgroup.group import SIGKILL, Former, Group, Joiner, signal_pids, write
 from sampan.cgroup.oom import OomWatch
 from sampan.errors import InvalidInput, StageFailed, TimedOut, Unsupported
 
@@ -108,8 +108,14 @@ class GroupV2(Group):
             return self._directory
         return self._point + own if own.startswith(f"{self.path}/") else self._directory
 
-    def set(self, resources: dict[str, Any]) -> None:
-        v2_limits.apply(self._directory, resources)
+    def set(self, resources: dict[str, Any], *, undo: bool = False) -> None:
+        former = Former() if undo else None
+        try:
+            v2_limits.apply(self._directory, resources, former)
+        except BaseException:
+            if former is not None:
+                former.restore()
+            raise
 
     def set_devices(self, rules: list[dict[str, Any]]) -> None:
         parsed = devices.parse(rules)

@@ -11,7 +11,7 @@ import math
 import os
 
 from sampan.cgroup import hierarchy
-from sampan.cgroup.group import write
+from sampan.cgroup.group import Former, write
 from sampan.cgroup.v1_limits import rdma_line
 from sampan.errors import InvalidInput, StageFailed, Unsupported
 
@@ -29,10 +29,10 @@ def check(directory: str, resources: dict[str, Any]) -> None:
         _refuse_below_usage(_Files(directory), memory["limit"])
 
 
-def apply(directory: str, resources: dict[str, Any]) -> None:
-    """Write every limit that ``resources`` names."""
+def apply(directory: str, resources: dict[str, Any], former: Former | None = None) -> None:
+    """Write every limit that ``resources`` names; ``former`` keeps what the files said before."""
     check(directory, resources)
-    files = _Files(directory)
+    files = _Files(directory, former)
     _cpu(files, resources.get("cpu") or {})
     _memory(files, resources.get("memory") or {})
     limit = (resources.get("pids") or {}).get("limit")
@@ -54,17 +54,21 @@ def apply(directory: str, resources: dict[str, Any]) -> None:
 class _Files:
     """Writes to one group."""
 
-    __slots__ = ("directory",)
+    __slots__ = ("directory", "former")
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, former: Former | None = None) -> None:
         self.directory = directory
+        self.former = former
 
     def has(self, name: str) -> bool:
         return os.path.exists(f"{self.directory}/{name}")
 
     def put(self, name: str, value: object, field: str) -> None:
+        path = f"{self.directory}/{name}"
+        if self.former is not None:
+            self.former.keep(path)
         try:
-            write(f"cgroup {name}", f"{self.directory}/{name}", str(value), field=field)
+            write(f"cgroup {name}", path, str(value), field=field)
         except StageFailed as error:
             if error.errno == errno.ENOENT and os.path.isdir(self.directory):
                 raise Unsupported(

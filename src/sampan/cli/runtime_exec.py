@@ -6,7 +6,7 @@ from sampan.cli.runtime import Context, container_id
 from sampan.cli.runtime_create import check_console, listen_fds, process_options, send_pidfd, write_pid_file
 from sampan.cli.runtime_options import FLAG, LIST, NUMBER, NUMBERS, VALUE, Option, Parsed
 from sampan.cli.runtime_seal import seal_to_exec
-from sampan.errors import InvalidInput, SampanError
+from sampan.errors import InvalidInput, NotFound, SampanError
 from sampan.runtime.execute import confined
 from sampan.runtime.handler import Stdio
 from sampan.runtime.native import read_config
@@ -76,7 +76,10 @@ def command_exec(context: Context, parsed: Parsed) -> int:
 def _process(config: dict[str, Any], parsed: Parsed) -> dict[str, Any]:
     """The process object: from a file, or the container's own with changes."""
     if parsed.value("process"):
-        document = read_config(parsed.value("process"))
+        try:
+            document = read_config(parsed.value("process"))
+        except NotFound:
+            raise NotFound(f"--process: {parsed.value('process')} does not exist") from None
         if not isinstance(document, dict):
             raise InvalidInput("is not a JSON object", field=parsed.value("process"))
         return document

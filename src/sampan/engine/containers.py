@@ -9,8 +9,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from sampan.cgroup import open_group
@@ -92,13 +92,23 @@ class Containers:
             )
         record = ContainerRecord(id=new_id(), pod_id=pod.id, spec=spec, created_at=time.time_ns())
         record.resources = spec.resources
+        with self._in_pod(pod.id), self._engine.locks.hold(record.id):
+            return Creation(self._engine, pod, record, name).run()
+
+    @contextmanager
+    def _in_pod(self, pod_id: str) -> Iterator[None]:
+        """A failure of what is done meanwhile is the pod's end, if that comes just then.
+
+        Raises:
+            NotFound: The pod has been removed.
+            WrongState: It is not ready any more.
+        """
         try:
-            with self._engine.locks.hold(record.id):
-                return Creation(self._engine, pod, record, name).run()
+            yield
         except (OSError, StageFailed, Unavailable):
-            # Is the pod being taken down? Whoever does that holds it until it is known.
-            with self._engine.locks.hold(pod.id):
-                self._check_ready(self._engine.pods.get(pod.id))
+            # Whoever takes it down holds it until that is known.
+            with self._engine.locks.hold(pod_id):
+                self._check_ready(self._engine.pods.get(pod_id))
             raise
 
     def _check_ready(self, pod: PodRecord) -> None:
@@ -113,7 +123,8 @@ class Containers:
             StageFailed: Its program could not be executed.
         """
         engine = self._engine
-        with engine.locks.hold(self.get(container_id).id):
+        record = self.get(container_id)
+        with self._in_pod(record.pod_id), engine.locks.hold(record.id):
             record = self.get(container_id)
             if record.state != "created":
                 raise WrongState(f"container {record.id[:12]} is {record.state}, not created")
@@ -390,12 +401,14 @@ class Containers:
     def reopen_log(self, container_id: str) -> None:
         """Go on logging into a new file of the same name, after someone moved the old one away."""
         record = self.running(container_id)
-        self._engine.monitor(record.pod_id).reopen_log(record.id)
+        with self._in_pod(record.pod_id):
+            self._engine.monitor(record.pod_id).reopen_log(record.id)
 
     def update(self, container_id: str, wanted: Resources) -> None:
         """Change limits; those that ``wanted`` leaves out stay as they are."""
         engine = self._engine
-        with engine.locks.hold(self.get(container_id).id):
+        record = self.get(container_id)
+        with self._in_pod(record.pod_id), engine.locks.hold(record.id):
             record = self.get(container_id)
             if record.state not in ("created", "running"):
                 raise WrongState(f"container {record.id[:12]} is {record.state}")
@@ -455,7 +468,9 @@ class Containers:
         """
         from sampan.engine.execs import exec_sync
 
-        return exec_sync(self._engine, self.running(container_id), command, timeout, cancellation)
+        record = self.running(container_id)
+        with self._in_pod(record.pod_id):
+            return exec_sync(self._engine, record, command, timeout, cancellation)
 
     def exec(
         self,

@@ -51,7 +51,9 @@ class Creation:
         with ExitStack() as undo:
             engine.container_records.add(record.id, record, name=self._name, snapshots=(record.id,))
             undo.callback(engine.containers.discard, record)
-            os.makedirs(f"{self._bundle}/rootfs", 0o711)
+            # Not the pod's folder, which goes with the pod.
+            os.mkdir(self._bundle, 0o711)
+            os.mkdir(f"{self._bundle}/rootfs", 0o711)
             self._labels = self._chosen_labels()
             self._mount_root(image)
             user = self._user(config)

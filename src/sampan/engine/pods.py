@@ -202,7 +202,11 @@ class Pods:
             pod = engine.pod_records.get(pod.id)
             if pod.state == "notready" and not pod.lost:
                 return
-            self._tear_down(pod)
+            try:
+                self._tear_down(pod)
+            except BaseException:
+                self.lose(pod.id)  # some of it is gone, and nothing may be made in it
+                raise
             known, pod.lost = pod.state == "notready", False
             pod.state = "notready"
             pod.pause_pid = 0

@@ -3,7 +3,7 @@
 import errno
 import os
 
-from sampan.linux.mount import MS_BIND, MS_PRIVATE, mount, umount
+from sampan.linux.mount import MNT_DETACH, MS_BIND, MS_PRIVATE, mount, umount
 from sampan.linux.syscall import fail, libc
 
 CLONE_NEWTIME = 0x00000080
@@ -50,9 +50,12 @@ def pin(source: str, target: str) -> None:
 
 
 def unpin(target: str) -> None:
-    """Let go of a pinned namespace and remove its file; a file that is no longer there is no error."""
+    """Let go of a pinned namespace and remove its file; a file that is no longer there is no error.
+
+    Somebody may have the file open, to read what is inside: the namespace goes with the last of them.
+    """
     try:
-        umount(target)
+        umount(target, MNT_DETACH)
     except FileNotFoundError:
         return
     except OSError as error:

@@ -6,7 +6,7 @@ import errno
 import os
 
 from sampan.cgroup import open_group
-from sampan.errors import StageFailed, WrongState
+from sampan.errors import StageFailed, ValueRefused, WrongState
 from sampan.linux import mount as m
 from sampan.runtime import (
     borrow,
@@ -195,7 +195,8 @@ class Creation:
             launch.follow()
         except StageFailed as error:
             if launch.silent and self._group is not None and self._group.oom_kills():
-                error.hint = "the kernel killed it for want of memory: the memory limit is too low"
+                hint = "the kernel killed it for want of memory: the memory limit is too low"
+                raise ValueRefused(error.stage, OSError(0, "the init was killed"), hint=hint) from error
             raise
 
     def _spawn(self, launch: Launch, theirs: Channel, work: InitWork) -> None:

@@ -147,6 +147,7 @@ class _Execution:
         if self._lent:
             borrow.check()
         if launch.console >= 0 and self._options.console_socket:
+            trace.step("send terminal", self._options.console_socket)
             console.send(self._options.console_socket, launch.console)
             os.close(launch.console)
             launch.console = -1

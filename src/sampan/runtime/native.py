@@ -128,7 +128,7 @@ class NativeHandler:
         try:
             report = os.open(directory.file("report.fifo"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                os.write(fifo, b"\n")
+                _wake(fifo, container_id)
                 message = _read_report(report, record["pid"], patient=_may_have(record, "startContainer"))
             finally:
                 os.close(report)
@@ -326,9 +326,9 @@ class NativeHandler:
         group.thaw()
 
     def update(self, container_id: str, resources: dict[str, Any]) -> None:
-        """Change limits; what is absent from ``resources`` stays."""
+        """Change limits; what is absent from ``resources`` stays, and all does if one is refused."""
         record = self._alive(container_id)
-        self._group(record).set(validate_resources(resources))
+        self._group(record).set(validate_resources(resources), undo=True)
 
     def stats(self, container_id: str) -> dict[str, Any]:
         """Figures of the container's cgroup."""
@@ -460,6 +460,13 @@ def read_config(path: str) -> object:
         return loads(content)
     except ValueError as error:
         raise InvalidInput(f"{path} is not JSON: {error}") from None
+
+
+def _wake(fifo: int, container_id: str) -> None:
+    try:
+        os.write(fifo, b"\n")
+    except BrokenPipeError:
+        raise WrongState(f"container {container_id!r} has just ended") from None
 
 
 def _read_report(fd: int, pid: int, *, patient: bool) -> bytes:

@@ -12,7 +12,7 @@ import os
 import sys
 
 from sampan import __version__
-from sampan.errors import AlreadyExists, InvalidInput, NotFound, TimedOut, WrongState
+from sampan.errors import AlreadyExists, InvalidInput, NotFound, StageFailed, TimedOut, WrongState
 from sampan.linux import process
 from sampan.runtime.state import start_time
 from sampan.shim import footprint
@@ -61,6 +61,10 @@ _OPERATIONS = {
     "events": "_events",
     "shutdown": "_shutdown",
 }
+
+
+#: Seconds that a pause process has to end in when it was killed.
+_LAST_SECONDS = 10.0
 
 
 class Options:
@@ -138,6 +142,8 @@ class Monitor:
         self._journal = Journal()
         self._sandbox: PodNamespaces | None = None
         self._on_empty: Callable[[], None] | None = None
+        #: What waits for the end of the pause process, which was killed for that.
+        self._on_pause_end: Callable[[], None] | None = None
         self._loop = Loop(self._reaped, footprint.give_back)
         self._service = Service(self._loop, listener, self._find)
 
@@ -177,7 +183,10 @@ class Monitor:
                 return
         if self._sandbox is not None and pid == self._sandbox.pause_pid:
             self._sandbox.pause_ended = True
-            self._journal.publish("pause-exit", "", pid=pid)
+            if self._on_pause_end is not None:
+                self._on_pause_end()
+            else:
+                self._journal.publish("pause-exit", "", pid=pid)
         # Anything else is a fork of ours, or an orphan that we adopted as the subreaper.
 
     def _info(self, _: Call) -> dict[str, Any]:
@@ -404,10 +413,27 @@ class Monitor:
         return None
 
     def _end(self, call: Call) -> None:
+        if self._sandbox is None or not self._sandbox.kill_pause():
+            self._leave(call)
+            return
+
+        def leave() -> None:
+            timer.cancel()
+            self._on_pause_end = None
+            self._leave(call)
+
+        # Its end needs that of all in its PID namespace, and they are ours to reap: so that is not waited for here.
+        self._on_pause_end = leave
+        timer = self._loop.later(_LAST_SECONDS, leave)
+
+    def _leave(self, call: Call) -> None:
         try:
             if self._sandbox is not None:
                 self._sandbox.destroy()
                 self._sandbox = None
+        except OSError as error:
+            call.fail(StageFailed("let go of the pod's namespaces", error))
+            return
         except Exception as error:  # noqa: BLE001
             call.fail(error)
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from sampan.errors import Unavailable
 
 TYPE_CHECKING = False
@@ -47,6 +49,16 @@ class PodNamespaces:
     def describe(self) -> dict[str, Any]:
         """For replies."""
         return {"pause_pid": 0 if self.pause_ended else self.pause_pid, "paths": self.paths}
+
+    def kill_pause(self) -> bool:
+        """Kill the pause process, if there is one; whether it is still to be reaped."""
+        if not self.pause_pid or self.pause_ended:
+            return False
+        try:
+            os.kill(self.pause_pid, 9)  # our unreaped child: the pid is its
+        except ProcessLookupError:
+            return False
+        return True
 
     def destroy(self) -> None:
         """End the pause process and let go of the namespaces; they go with the last container in them."""
