@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from random import Random
 
 import grpc
 import pytest
@@ -103,4 +104,85 @@ def test_a_pod_ends_though_somebody_looks_into_its_network(daemon: Daemon) -> No
     with open(f"{daemon.folder}/state/ns/{pod}/net", "rb"):
         daemon.runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod))
         daemon.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
+    assert not list(daemon.folder.glob("state/ns/*"))
+
+
+class Client:
+    """Sends requests of all kinds about whatever is there."""
+
+    SCRIPTS = ("sleep 100", "exit 3", "sleep 0.2", "trap '' TERM; sleep 100")
+
+    def __init__(self, daemon: Daemon, seed: int) -> None:
+        self.daemon = daemon
+        self.random = Random(seed)
+        self.faults: list[str] = []
+
+    def work(self, turns: int) -> list[str]:
+        """Send so many; what was answered that is not about the state of things."""
+        for _ in range(turns):
+            pods = [pod.id for pod in self.daemon.runtime.ListPodSandbox(pb.ListPodSandboxRequest()).items]
+            listed = self.daemon.runtime.ListContainers(pb.ListContainersRequest()).containers
+            pod = self.random.choice(pods or ["none"])
+            container = self.random.choice([one.id for one in listed] or ["none"])
+            try:
+                self.random.choice((self.of_pods, self.of_containers, self.start, self.of_figures))(pod, container)
+            except grpc.RpcError as error:
+                if error.code() not in (*_GONE, grpc.StatusCode.ALREADY_EXISTS):
+                    self.faults.append(f"{error.code()}: {error.details()}")
+        return self.faults
+
+    def of_pods(self, pod: str, _: str) -> None:
+        """Make, stop or remove one."""
+        runtime = self.daemon.runtime
+        kind = self.random.randrange(5)
+        if kind == 0:
+            runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod))
+        elif kind == 1:
+            runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
+        else:
+            metadata = pb.PodSandboxMetadata(name=f"n{self.random.randrange(4)}", uid="u", namespace="n")
+            runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=pb.PodSandboxConfig(metadata=metadata)))
+
+    def start(self, pod: str, _: str) -> None:
+        """Make a container and start it."""
+        container = create(self.daemon, pod, f"c{self.random.randrange(10)}", self.random.choice(self.SCRIPTS))
+        self.daemon.runtime.StartContainer(pb.StartContainerRequest(container_id=container))
+
+    def of_containers(self, _: str, container: str) -> None:
+        """Stop, remove or change one, or run a command in it."""
+        runtime = self.daemon.runtime
+        kind = self.random.randrange(5)
+        if kind == 0:
+            grace = self.random.choice((0, 1))
+            runtime.StopContainer(pb.StopContainerRequest(container_id=container, timeout=grace))
+        elif kind == 1:
+            runtime.RemoveContainer(pb.RemoveContainerRequest(container_id=container))
+        elif kind == 2:
+            limits = pb.LinuxContainerResources(cpu_shares=self.random.choice((100, 200)))
+            runtime.UpdateContainerResources(pb.UpdateContainerResourcesRequest(container_id=container, linux=limits))
+        else:
+            command = self.random.choice((["true"], ["sleep", "0.1"]))
+            runtime.ExecSync(pb.ExecSyncRequest(container_id=container, cmd=command, timeout=60))
+
+    def of_figures(self, pod: str, container: str) -> None:
+        """Ask for some, or have a log opened anew."""
+        runtime = self.daemon.runtime
+        kind = self.random.randrange(4)
+        if kind == 0:
+            runtime.PodSandboxStats(pb.PodSandboxStatsRequest(pod_sandbox_id=pod))
+        elif kind == 1:
+            runtime.ListPodSandboxStats(pb.ListPodSandboxStatsRequest())
+        elif kind == 2:
+            runtime.ListPodSandboxMetrics(pb.ListPodSandboxMetricsRequest())
+        else:
+            runtime.ReopenContainerLog(pb.ReopenContainerLogRequest(container_id=container))
+
+
+@pytest.mark.slow
+def test_clients_that_know_nothing_of_each_other(daemon: Daemon) -> None:
+    clients = [Client(daemon, seed) for seed in range(8)]
+    with ThreadPoolExecutor(len(clients)) as pool:
+        assert [fault for faults in pool.map(lambda client: client.work(100), clients) for fault in faults] == []
+    daemon.remove_pods()
+    assert not list(daemon.folder.glob("state/pods/*"))
     assert not list(daemon.folder.glob("state/ns/*"))

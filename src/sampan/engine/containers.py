@@ -108,7 +108,15 @@ class Containers:
         except (OSError, StageFailed, Unavailable):
             # Whoever takes it down holds it until that is known.
             with self._engine.locks.hold(pod_id):
-                self._check_ready(self._engine.pods.get(pod_id))
+                self._check_ready(self._living_pod(pod_id))
+            raise
+
+    def _living_pod(self, pod_id: str) -> PodRecord:
+        try:
+            return self._engine.pods.get(pod_id)
+        except NotFound:
+            # What was made in its folder since would be nobody's.
+            shutil.rmtree(self._engine.layout.pod(pod_id), ignore_errors=True)
             raise
 
     def _check_ready(self, pod: PodRecord) -> None:
@@ -275,13 +283,15 @@ class Containers:
         """
         wanted = (labels or {}).items()
         found = [
-            self.settle(record) if settled else record
+            record
             for record in self._engine.container_records.list()
             if record.state != "creating"
             and record.id.startswith(id)
             and record.pod_id.startswith(pod_id)
             and wanted <= record.spec.labels.items()
         ]
+        if settled:
+            found = _each(self.settle, found)
         return sorted((c for c in found if not state or c.state == state), key=lambda c: -c.created_at)
 
     def settle(self, record: ContainerRecord) -> ContainerRecord:
@@ -546,6 +556,18 @@ class Containers:
         group = open_group(record.cgroup_path, systemd=self._engine.config.cgroup_driver == "systemd")
         if group.exists():
             group.kill()
+
+
+def _each(
+    settle: Callable[[ContainerRecord], ContainerRecord], records: list[ContainerRecord]
+) -> list[ContainerRecord]:
+    found = []
+    for record in records:
+        try:
+            found.append(settle(record))
+        except NotFound:
+            continue  # removed meanwhile
+    return found
 
 
 def _image_volumes(bundle: str) -> list[str]:

@@ -296,7 +296,10 @@ class DirectorySnapshotter(ABC):
             raise NotFound(f'snapshot "{key}": not in the store')
         if row[0] >= 0:
             return Usage(row[0], row[1])
-        return measure(os.path.join(self.stat(key).directory, "fs"))
+        try:
+            return measure(os.path.join(self.stat(key).directory, "fs"))
+        except FileNotFoundError:
+            raise NotFound(f'snapshot "{key}": is being removed') from None
 
     # ---------------------------------------------------------------- removing
 
